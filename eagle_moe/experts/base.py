@@ -1,0 +1,106 @@
+"""The contract of a vision expert: canvas -> view -> feature map.
+
+An expert resizes nothing but its own view, flattens nothing, and knows no other expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from eagle_moe.canvas import ViewSpec, cut_view
+from eagle_moe.schema import Schema
+
+
+class Card(Schema):
+    """Where an expert comes from, for model cards and licence checks."""
+
+    checkpoint: str
+    """Hub id or file name of the weights that this architecture is made for ("" = none)."""
+    licence: str
+    """SPDX identifier of the weights' licence, or "unknown"."""
+    source: str
+    """Where the weights and the reference code are published."""
+
+
+class ExpertSpec(Schema):
+    """Everything that determines an expert except its weights; recorded in a checkpoint's config."""
+
+    name: str
+    """Unique within a mixture; the name of its submodule and of its part in recipes."""
+    kind: str
+    """Key of the expert registry: `clip`, `sam`, ... or `timm:<model>`, `open_clip:<model>`."""
+    view: ViewSpec
+    arch: dict[str, Any] = {}
+    """Architecture options, validated by the class of this kind (its `Arch`)."""
+    card: Card
+
+
+class VisionExpert(nn.Module):
+    """Base class of experts.
+
+    Subclasses set `Arch` and `presets`, build their layers in `__init__` with random weights
+    (never download there: weights are loaded after construction), set `channels` and `stride`, and
+    implement `forward` and `blocks`.
+    """
+
+    Arch: ClassVar[type[Schema]] = Schema
+    """Typed architecture options of this kind."""
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
+    """Named starting points: preset -> {"view": ..., "arch": ..., "card": ...}."""
+
+    @classmethod
+    def defaults(cls, kind: str) -> dict[str, Any]:
+        """View, architecture and card of an entry that names a `kind` but no preset.
+
+        Backends that serve many models by name (timm, open_clip) read them off the named model.
+        """
+        return {}
+
+    channels: int
+    """Channels of the feature map."""
+    stride: int
+    """View pixels per feature-map cell: the map of an s-pixel view is s // stride wide."""
+
+    def __init__(self, spec: ExpertSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.arch: Any = self.Arch.parse(spec.arch, f"expert `{spec.name}`: arch")
+
+    @property
+    def view_spec(self) -> ViewSpec:
+        return self.spec.view
+
+    @property
+    def card(self) -> Card:
+        return self.spec.card
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters, in which the view is delivered."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers in order: units of checkpointing, sharding and compilation."""
+        raise NotImplementedError
+
+    def view(self, canvas: Tensor) -> Tensor:
+        """Cut this expert's view from the canvas (B,3,S,S) uint8, inside the graph."""
+        return cut_view(canvas, self.view_spec, self.dtype)
+
+    def forward(self, view: Tensor) -> Tensor:
+        """View -> feature map (B, channels, h, w)."""
+        raise NotImplementedError
+
+    def init_weights(self, module: nn.Module) -> bool:
+        """Initialise `module` if the default rules of transformers would get it wrong.
+
+        Called for every submodule when weights are missing or the model is built from a config.
+        Return True when handled. Use `transformers.initialization` functions, which leave loaded
+        weights alone.
+        """
+        return False

@@ -1,0 +1,93 @@
+"""What the suite shows: words, tables, numbers and handwritten digits, split into train and test.
+
+Sources: words of the dataset descriptions and stop words of scikit-learn and of Python's own
+documentation; table rows and handwritten digits of scikit-learn.
+A word or number falls into a split by a hash of itself, so that the split never depends on
+which library versions are installed; tables and writers are split by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+
+Split = Literal["train", "test"]
+
+TEST_SHARE = 0.2
+WORD_LENGTHS = (3, 4)
+BAR_LEVELS = 7
+TRAIN_TABLES = ("iris", "diabetes", "breast_cancer")
+TEST_TABLES = ("wine", "linnerud")
+"""Tables of scikit-learn; linnerud's exercise table has 20 rows, wine 178."""
+
+
+def split_of(content: str) -> Split:
+    """The split that a piece of content belongs to, by a hash that no random seed changes."""
+    return "test" if crc32(content.encode()) % 1000 < TEST_SHARE * 1000 else "train"
+
+
+@cache
+def words(split: Split) -> tuple[str, ...]:
+    """Lower-case words of 3 or 4 letters."""
+    import pydoc_data.topics
+
+    import sklearn.datasets
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    described = Path(sklearn.datasets.__file__).parent / "descr"
+    texts = [path.read_text(encoding="utf-8") for path in sorted(described.glob("*.rst"))]
+    texts += [*sorted(ENGLISH_STOP_WORDS), *pydoc_data.topics.topics.values()]
+    found = set(re.findall(r"(?<![a-z])[a-z]+(?![a-z])", "\n".join(texts).lower()))
+    return tuple(sorted(w for w in found if len(w) in WORD_LENGTHS and split_of(w) == split))
+
+
+@cache
+def numbers(split: Split) -> tuple[str, ...]:
+    """Two-digit numbers."""
+    return tuple(n for n in map(str, range(10, 100)) if split_of(n) == split)
+
+
+@cache
+def bar_rows(split: Split) -> tuple[tuple[int, ...], ...]:
+    """Runs of 3 or 4 neighbouring columns of real table rows, each column scaled to 1..7.
+
+    Held out by table, and by value: no test row equals a training row after rounding.
+    """
+    rows = {name: _scaled_rows(name) for name in TRAIN_TABLES + TEST_TABLES}
+    tables = TRAIN_TABLES if split == "train" else TEST_TABLES
+    found = {run for name in tables for row in rows[name] for run in _runs(row)}
+    return tuple(sorted(run for run in found if split_of(str(run)) == split))
+
+
+def _scaled_rows(table: str) -> np.ndarray:
+    import sklearn.datasets
+
+    data = np.asarray(getattr(sklearn.datasets, f"load_{table}")().data, dtype=float)
+    ranks = data.argsort(axis=0).argsort(axis=0) / (len(data) - 1)
+    return 1 + np.minimum((ranks * BAR_LEVELS).astype(int), BAR_LEVELS - 1)
+
+
+def _runs(row: np.ndarray) -> list[tuple[int, ...]]:
+    """Neighbouring columns whose largest and smallest value are unique, so questions have one
+    answer."""
+    runs = [tuple(map(int, row[i : i + n])) for n in (3, 4) for i in range(len(row) - n + 1)]
+    return [r for r in runs if r.count(max(r)) == 1 and r.count(min(r)) == 1]
+
+
+@cache
+def digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Handwritten digits: images (n,8,8) float 0..1 and labels (n,).
+
+    The file lists the samples writer after writer, so its last fifth holds other hands.
+    """
+    import sklearn.datasets
+
+    data = sklearn.datasets.load_digits()
+    cut = round(len(data.images) * (1 - TEST_SHARE))
+    part = slice(None, cut) if split == "train" else slice(cut, None)
+    return data.images[part] / 16.0, data.target[part]

@@ -1,5 +1,13 @@
 """Vision experts. One import line per file registers its kinds."""
 
+from eagle_moe.experts import (  # noqa: F401 - register
+    clip,
+    convnext,
+    dinov2,
+    eva02,
+    pix2struct,
+    sam,
+)
 from eagle_moe.experts.base import Card, ExpertSpec, VisionExpert
 from eagle_moe.experts.registry import (
     EXPERTS,

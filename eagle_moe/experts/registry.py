@@ -87,5 +87,10 @@ def resolve_expert(entry: str | Mapping[str, Any]) -> ExpertSpec:
 
 
 def build_expert(spec: ExpertSpec) -> VisionExpert:
-    """Build an expert with random weights, on the current default device (meta included)."""
-    return expert_class(spec.kind)(spec)
+    """Build an expert with random weights, on the current default device (meta included).
+
+    Raises `ValueError` if view and architecture do not fit each other.
+    """
+    expert = expert_class(spec.kind)(spec)
+    expert.apply(expert.init_weights)  # type: ignore[arg-type]
+    return expert

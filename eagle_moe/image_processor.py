@@ -1,0 +1,69 @@
+"""Images -> the uint8 canvas that every expert looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import ImageInput, is_valid_image
+from transformers.image_utils import load_image as download_image
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from eagle_moe.canvas import CLIP_MEAN_COLOUR, load_image, to_canvas
+
+
+class EagleMixImageProcessorKwargs(ImagesKwargs, total=False):
+    """`fit`: "pad" or "crop"; `fill`: RGB colour around a padded image."""
+
+    fit: str
+    fill: list[int] | tuple[int, ...]
+
+
+class EagleMixImageProcessor(PilBackend):
+    """Any images -> `pixel_values` (num_images, 3, S, S) uint8, not normalised.
+
+    Takes paths, addresses, PIL images, arrays and tensors. `size` is {"height": S, "width": S};
+    each expert cuts and normalises its own view of the canvas inside the model.
+    """
+
+    valid_kwargs = EagleMixImageProcessorKwargs
+    size = {"height": 1024, "width": 1024}  # noqa: RUF012 - transformers reads class attributes
+    rescale_factor = None  # values stay 0..255
+    fit = "pad"
+    fill = CLIP_MEAN_COLOUR
+
+    def __init__(self, **kwargs: Unpack[EagleMixImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+        if self.size.height is None or self.size.height != self.size.width:
+            raise ValueError(f"size: the canvas is square, got {dict(self.size)}.")
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open what is given by name; leave what is an image already."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        if isinstance(image_url_or_urls, str):
+            if image_url_or_urls.startswith(("http://", "https://", "data:")):
+                return load_image(download_image(image_url_or_urls))
+            return load_image(image_url_or_urls)
+        if not is_valid_image(image_url_or_urls):
+            raise ValueError(
+                f"images: got {type(image_url_or_urls).__name__}. "
+                "Give file names, addresses, PIL images, arrays or tensors."
+            )
+        return image_url_or_urls
+
+    def process_image(self, image: ImageInput, **kwargs: Any) -> torch.Tensor:
+        """One image -> canvas (3,S,S) uint8."""
+        if not isinstance(image, Image.Image):
+            image = to_pil_image(image)
+        size, fit, fill = kwargs["size"], kwargs["fit"], kwargs["fill"]
+        return to_canvas(load_image(image), size.height, fit, tuple(fill))
+
+    def _preprocess(
+        self, images: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        return BatchFeature({"pixel_values": torch.stack(images)}, tensor_type=return_tensors)

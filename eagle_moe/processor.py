@@ -1,0 +1,70 @@
+"""Text and images -> model inputs; the chat templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from eagle_moe.schema import nearest
+
+TEMPLATES = Path(__file__).parent / "templates"
+IMAGE_TOKEN = "<image>"
+
+
+class EagleMixProcessor(ProcessorMixin):
+    """Image processor and tokenizer as one; every image becomes `image_seq_length` placeholders.
+
+    - `image_seq_length`: tokens per image, `EagleMixConfig.num_image_tokens`.
+    - `image_token`: the placeholder, one special token of the tokenizer.
+
+    Batches are padded on the left, as `generate` needs.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 1024,
+        image_token: str = IMAGE_TOKEN,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        ids = tokenizer.encode(image_token, add_special_tokens=False)
+        seen = tokenizer.decode(ids).strip(), tokenizer.decode(ids, skip_special_tokens=True)
+        if len(ids) != 1 or seen != (image_token, ""):
+            raise ValueError(
+                f"tokenizer: {image_token} must be one special token, but is encoded as {ids}. Load "
+                "the tokenizer with "
+                f'from_pretrained(..., extra_special_tokens={{"image_token": "{image_token}"}}).'
+            )
+        self.image_token = image_token
+        self.image_token_id = ids[0]
+        self.image_seq_length = image_seq_length
+        tokenizer.padding_side = "left"
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """The placeholders of one image."""
+        return self.image_token * self.image_seq_length
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: list[list[int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
+        """Placeholders per image of each (height, width); read by serving engines."""
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(
+            num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count
+        )
+
+
+def read_template(name: str) -> str:
+    """The chat template `name` (`vicuna`, `llama3`, `plain`, `short`) or a Jinja file's text."""
+    path = Path(name) if name.endswith(".jinja") else TEMPLATES / f"{name}.jinja"
+    if not path.is_file():
+        known = sorted(file.stem for file in TEMPLATES.glob("*.jinja"))
+        raise ValueError(f'template: no "{name}".{nearest(name, known)} Or give a .jinja file.')
+    return path.read_text(encoding="utf-8")

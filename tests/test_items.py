@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from eval.items import hash_items, read_items, training_answers
-
-
-def record(name: str, skill: str = "text", **changes) -> dict:
-    question, answer = f"what is {name}", f"word {name}"
-    base = {
-        "id": name,
-        "image": f"images/{name}.png",
-        "skill": skill,
-        "kind": "word",
-        "question": question,
-        "answer": answer,
-        "conversations": [
-            {"from": "human", "value": f"<image>\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-    }
-    return {key: value for key, value in (base | changes).items() if value is not None}
-
-
-def write(folder: Path, *records: dict, name: str = "test.jsonl") -> Path:
-    (folder / "images").mkdir(exist_ok=True)
-    for entry in records:
-        if entry.get("image"):
-            Image.new("RGB", (4, 4), (len(entry["id"]), 0, 0)).save(folder / entry["image"])
-    text = "".join(json.dumps(entry) + "\n" for entry in records)
-    (folder / name).write_text(text, encoding="utf-8")
-    return folder
+from tests.suites import make_record as record
+from tests.suites import make_turns
+from tests.suites import write_records as write
 
 
 def test_reads_what_is_asked(tmp_path):
@@ -47,7 +20,7 @@ def test_reads_what_is_asked(tmp_path):
 
 
 def test_an_item_may_have_no_image(tmp_path):
-    turns = [{"from": "human", "value": "what is a"}, {"from": "gpt", "value": "word a"}]
+    turns = make_turns(("what is a", "word a"))
     (item,) = read_items(write(tmp_path, record("a", image=None, conversations=turns)))
     assert item.image is None
 
@@ -70,17 +43,18 @@ def test_the_hash_follows_texts_and_pixels(tmp_path):
 
 
 def test_training_answers_are_distinct_normalised_and_by_kind(tmp_path):
-    def turns(*answers: str) -> list[dict]:
-        return [
-            turn
-            for answer in answers
-            for turn in ({"from": "human", "value": "?"}, {"from": "gpt", "value": answer})
-        ]
-
     write(
         tmp_path,
-        {"id": "a", "conversations": turns("Red", "3"), "kinds": ["colour", "count"]},
-        {"id": "b", "conversations": turns("red ", "blue"), "kinds": ["colour", "colour"]},
+        {
+            "id": "a",
+            "conversations": make_turns(("?", "Red"), ("?", "3")),
+            "kinds": ["colour", "count"],
+        },
+        {
+            "id": "b",
+            "conversations": make_turns(("?", "red "), ("?", "blue")),
+            "kinds": ["colour", "colour"],
+        },
         name="train.jsonl",
     )
     assert training_answers(tmp_path) == {"colour": {"red", "blue"}, "count": {"3"}}

@@ -152,9 +152,10 @@ class CheckpointAnswerer:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder}: not a checkpoint folder (it has no config.json).")
-        model, loaded = AutoModelForImageTextToText.from_pretrained(
+        pair: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
         )
+        model, loaded = pair
         for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if loaded.get(fault):
                 names = ", ".join(sorted(str(key) for key in loaded[fault])[:5])

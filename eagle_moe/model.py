@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
@@ -99,7 +99,8 @@ class EagleMixVisionModel(EagleMixPreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Canvas (B,3,S,S) uint8 -> fused tokens (B,N,C)."""
-        return self.fusion(self.encode(pixel_values))
+        maps = self.encode(pixel_values)
+        return self.fusion({name: _cast_for(self.fusion, x) for name, x in maps.items()})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -148,7 +149,8 @@ class EagleMixModel(EagleMixPreTrainedModel):
         image tokens (M,D) of each image. Nothing in between waits for the host.
         """
         fused_tokens = self.vision_tower(pixel_values)
-        image_tokens = self.multi_modal_projector(fused_tokens)
+        projector = self.multi_modal_projector
+        image_tokens = projector(_cast_for(projector, fused_tokens))
         return BaseModelOutputWithPooling(
             last_hidden_state=fused_tokens, pooler_output=list(image_tokens)
         )
@@ -236,9 +238,13 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
 
     def __init__(self, config: EagleMixConfig) -> None:
         super().__init__(config)
-        self.model = EagleMixModel(config)
         text = config.text_config
+        _check_plain_head(text)
+        self.model = EagleMixModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         # A generated placeholder would ask for an image that is not there.
         self.generation_config.suppress_tokens = [config.image_token_id]
         self.post_init()
@@ -299,6 +305,29 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+
+def _check_plain_head(text_config: PreTrainedConfig) -> None:
+    """Refuse language models whose logits are more than `lm_head(hidden)`."""
+    for field in (
+        "final_logit_softcapping",  # Gemma 2
+        "logits_soft_cap",  # RecurrentGemma
+        "logit_scale",  # Cohere
+        "logits_scaling",  # Granite
+        "lm_head_multiplier",  # Falcon-H1
+    ):
+        value = getattr(text_config, field, None)
+        if value not in (None, 1):
+            raise ValueError(
+                f"text_config: {text_config.model_type} changes its logits after the head "
+                f"({field}={value}), which eagle_moe does not. Choose another language model."
+            )
+
+
+def _cast_for(module: nn.Module, x: Tensor) -> Tensor:
+    """`x` in the dtype of the module's parameters: frozen parts may be kept in a lower one."""
+    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return x.to(next(dtypes, x.dtype))
 
 
 def _restore_buffers(module: nn.Module) -> None:

@@ -1,0 +1,16 @@
+"""Runs a graph of jobs as local processes: in order, in parallel, once.
+
+    a = Job("words", make_words, {"count": 100}, out="runs/x/words")
+    b = Job("reader", train_reader, {"steps": 500}, out="runs/x/reader", needs=["words"])
+    results = run_jobs([a, b])
+
+A job that finished is not run again until its function's name, its arguments, its `version` or
+something that it needs has changed; an interrupted one is run again in the same directory.
+"""
+
+from train.jobs.directory import DirectoryBusy
+from train.jobs.graph import Job
+from train.jobs.runner import JobResult, JobsFailed, run_jobs
+from train.jobs.worker import progress
+
+__all__ = ["DirectoryBusy", "Job", "JobResult", "JobsFailed", "progress", "run_jobs"]

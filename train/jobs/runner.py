@@ -53,7 +53,8 @@ def run_jobs(
 ) -> dict[str, JobResult]:
     """Run every job that has not finished before; returns name -> result when all have.
 
-    Jobs start in the order given as soon as what they need is there, in at most `slots` threads
+    Each runs in a process forked from one that has imported `preload` and the jobs' modules, so
+    its start costs nothing. They start in the order given as soon as what they need is there, in at most `slots` threads
     together (default: the CPU cores that this process may use). Raises `ValueError` for a graph
     that cannot be run, `DirectoryBusy` when another runner has one of the directories, and
     `JobsFailed` at the end if a job failed; jobs that do not depend on it are finished first.
@@ -156,13 +157,11 @@ class _Run:
     def _start(self, job: Job, threads: int) -> None:
         prepare(job.directory, self.prints[job.name])
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        started = time.time()
         task = Task(
             pickle.dumps((job.function, dict(job.kwargs))),
             job.directory,
             threads,
             self.prints[job.name],
-            started,
             sender,
             self.locks[job.name],
         )
@@ -171,7 +170,7 @@ class _Run:
         )
         process.start()
         sender.close()
-        self.running.append(_Running(job, process, receiver, started))
+        self.running.append(_Running(job, process, receiver, time.monotonic()))
         self.display.start(job.name)
 
     def _listen(self, item: _Running) -> None:
@@ -191,7 +190,7 @@ class _Run:
             return
         _signal_group(item.process, signal.SIGKILL)  # what the job itself may have started
         self.failed[name] = f"{_explain_exit(item.process.exitcode)}, log: {out / LOG}"
-        self.display.end(name, f"FAILED after {time.time() - item.started:.1f} s")
+        self.display.end(name, f"FAILED after {time.monotonic() - item.started:.1f} s")
         self.display.say(_tail(out / LOG))
 
     def end_all(self) -> None:
@@ -219,8 +218,8 @@ class _Run:
 
 def _start_forkserver(preload: Sequence[str]) -> None:
     """Start the process that jobs are forked from, unless this process has one already."""
-    modules = dict.fromkeys([work.__module__, *preload])
-    modules.pop("__main__", None)  # multiprocessing imports it in every process anyway
+    # "__main__" is left out: multiprocessing imports it in every process anyway.
+    modules = dict.fromkeys(name for name in [work.__module__, *preload] if name[:2] != "__")
     multiprocessing.set_forkserver_preload(list(modules))
     # OpenBLAS and OpenMP fix their default number of threads when they are loaded, which happens
     # there; the forkserver takes over this process's environment and has no argument for it.

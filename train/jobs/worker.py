@@ -49,8 +49,6 @@ class Task:
     out: Path
     threads: int
     fingerprint: str
-    started: float
-    """`time.time()` at which the runner started the process."""
     channel: Connection
     lock: Lock
 
@@ -58,6 +56,7 @@ class Task:
 def work(task: Task) -> None:
     """Run the task and write its record. An exception ends up in the log and in the exit code."""
     global _channel
+    started = time.monotonic()  # here, because the first process waits for the forkserver's imports
     os.setsid()  # Ctrl-C in a terminal reaches the runner alone, which ends the jobs in order
     _end_with_parent()
     _write_to(task.out / LOG)
@@ -66,7 +65,7 @@ def work(task: Task) -> None:
     # Unpickled here, not by multiprocessing: a failing import then shows in the job's own log.
     function, kwargs = pickle.loads(task.call)
     function(out=task.out, **kwargs)
-    seconds = round(time.time() - task.started, 3)
+    seconds = round(time.monotonic() - started, 3)
     write_record(task.out, Record(task.fingerprint, "finished", seconds))
 
 

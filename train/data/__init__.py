@@ -1,0 +1,16 @@
+"""Conversations on disk -> batches. `doctor` examines data before it is trained on."""
+
+from train.data.collator import Collator
+from train.data.dataset import ConversationDataset, DataSpec
+from train.data.mixture import MixtureDataset, build_dataset
+from train.data.supervision import Supervision, check_supervision
+
+__all__ = [
+    "Collator",
+    "ConversationDataset",
+    "DataSpec",
+    "MixtureDataset",
+    "Supervision",
+    "build_dataset",
+    "check_supervision",
+]

@@ -1,0 +1,78 @@
+"""Collator: right-padded, nothing of the padding is learned or attended to, images in order."""
+
+import pytest
+import torch
+from conftest import CANVAS, make_tokenizer
+
+from eagle_moe.processor import EagleMixProcessor
+from train.data import Collator
+from train.data.labels import IGNORE_INDEX
+
+
+def sample(processor, name, text, images=0):
+    ids = [processor.tokenizer.bos_token_id]
+    ids += [processor.image_token_id] * (images * processor.image_seq_length)
+    ids += processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    labels = [IGNORE_INDEX] * (len(ids) - 1) + ids[-1:]
+    canvas = torch.arange(3 * CANVAS * CANVAS).remainder(251).to(torch.uint8)
+    canvas = canvas.view(3, CANVAS, CANVAS)
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+        "pixel_values": [canvas + ord(name) + number for number in range(images)],
+        "id": name,
+    }
+
+
+def test_batch(tiny_processor):
+    samples = [
+        sample(tiny_processor, "a", "xyz", images=1),
+        sample(tiny_processor, "b", "longer text"),
+        sample(tiny_processor, "c", "<unk>", images=2),  # ends with the pad token itself
+    ]
+    batch = Collator(tiny_processor)(samples)
+    longest = max(len(item["input_ids"]) for item in samples)
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, longest)
+    for row, item in enumerate(samples):
+        length = len(item["input_ids"])
+        assert torch.equal(batch["input_ids"][row, :length], item["input_ids"])
+        assert torch.equal(batch["labels"][row, :length], item["labels"])
+        assert (batch["input_ids"][row, length:] == tiny_processor.tokenizer.pad_token_id).all()
+        assert (batch["labels"][row, length:] == IGNORE_INDEX).all()
+        assert batch["attention_mask"][row].sum() == length
+        assert batch["attention_mask"][row, :length].all()
+    expected = [*samples[0]["pixel_values"], *samples[2]["pixel_values"]]
+    assert torch.equal(batch["pixel_values"], torch.stack(expected))
+    assert batch["pixel_values"].dtype == torch.uint8
+
+
+def test_a_batch_without_images_has_no_pixel_values(tiny_processor):
+    batch = Collator(tiny_processor)([sample(tiny_processor, "a", "x")])
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+
+
+def test_the_model_takes_a_batch_and_padding_does_not_matter(tiny_processor, tiny_model):
+    samples = [sample(tiny_processor, "a", "xyz", images=1), sample(tiny_processor, "b", "longer")]
+    collator = Collator(tiny_processor)
+    with torch.no_grad():
+        together = tiny_model(**collator(samples)).logits
+        for row, item in enumerate(samples):
+            alone = tiny_model(**collator([item])).logits
+            torch.testing.assert_close(
+                together[row, : alone.shape[1]], alone[0], atol=2e-4, rtol=1e-3
+            )
+
+
+def test_image_tokens_without_their_image_are_named(tiny_processor):
+    broken = sample(tiny_processor, "a", "x", images=2)
+    broken["pixel_values"].pop()
+    with pytest.raises(ValueError, match=r'sample "a": 32 image tokens for 1 images of 16'):
+        Collator(tiny_processor)([broken])
+
+
+def test_a_tokenizer_without_pad_token_is_refused(tiny_processor):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    processor = EagleMixProcessor(tiny_processor.image_processor, tokenizer)
+    with pytest.raises(ValueError, match="no pad token"):
+        Collator(processor)

@@ -1,0 +1,48 @@
+"""Supervision: a run on data that teaches nothing is refused before step 1, with names."""
+
+import json
+
+import pytest
+
+from train.data import ConversationDataset, DataSpec, check_supervision
+
+
+@pytest.fixture
+def dataset(tmp_path, tiny_processor):
+    """Twenty records; numbers 0 and 10 have no answer, number 5 a long one."""
+    rows = []
+    for number in range(20):
+        turns = [{"from": "human", "value": "question"}]
+        if number % 10:
+            answer = "answer" * (20 if number == 5 else 1)
+            turns.append({"from": "gpt", "value": answer})
+        rows.append({"id": f"r{number}", "conversations": turns})
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return ConversationDataset(DataSpec(path=str(path)), tiny_processor, 64)
+
+
+def test_whole(dataset):
+    report = check_supervision(dataset, limit=0.1, sample=None)
+    assert (report.samples, report.checked, report.unsupervised, report.cut) == (20, 20, 2, 1)
+    assert report.named == ("r0", "r10")
+    assert report.share == 0.1
+    encoded = [dataset.encode(n) for n in range(20)]
+    assert report.tokens == sum(len(item.input_ids) for item in encoded)
+    assert report.supervised_tokens == sum(item.supervised for item in encoded)
+
+
+def test_above_the_limit_the_run_is_refused(dataset):
+    with pytest.raises(ValueError, match=r"2 of 20 samples \(10\.0%\).*limit is 9\.0%.*r0, r10"):
+        check_supervision(dataset, limit=0.09, sample=None)
+
+
+def test_a_sample_is_spread_over_the_data(dataset):
+    with pytest.raises(ValueError, match="2 of 4 samples"):
+        check_supervision(dataset, sample=4)  # records 0, 5, 10, 15
+
+
+def test_a_limit_that_cuts_every_answer_is_noticed(tmp_path, dataset, tiny_processor):
+    short = ConversationDataset(dataset.spec, tiny_processor, 20)
+    with pytest.raises(ValueError, match=r"\(100\.0%\) have no token to learn"):
+        check_supervision(short)

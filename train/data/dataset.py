@@ -1,0 +1,169 @@
+"""Records on disk -> training samples: token ids, labels, canvases. Mixtures of several sources.
+
+Nothing is substituted: a picture that cannot be read stops the run and is named, or its sample was
+left out before step 1 because the doctor's manifest names it and `on_bad_image: skip` says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from eagle_moe.canvas import load_image, to_canvas
+from eagle_moe.processor import read_template
+from eagle_moe.schema import Schema
+from train.data.labels import Encoded, Encoder
+from train.data.manifest import Manifest
+from train.data.records import MissingPlaceholder, Record, RecordFile
+
+if TYPE_CHECKING:
+    from eagle_moe.processor import EagleMixProcessor
+
+_SEEN, _CUT, _UNSUPERVISED = 1, 2, 4
+_FLAGS = {"seen": _SEEN, "cut": _CUT, "unsupervised": _UNSUPERVISED}
+
+
+class DataSpec(Schema):
+    """One source of a stage's data.
+
+    - `path`: a .json or .jsonl file in LLaVA or `messages` style.
+    - `image_root`: folder that image paths are relative to; by default that of the file.
+    - `limit`: use only that many records, evenly spaced over the file.
+    - `weight`: how often a record is seen per epoch; 0.5 is a fixed random half of them.
+    - `images`: `drop` removes pictures and placeholders (the blind baseline).
+    - `missing_placeholder`: `prepend` puts the pictures of a record without any `<image>` first.
+    - `on_bad_image`: `skip` leaves out, and counts, the samples whose pictures `manifest` names
+      as bad; `fail` refuses to start if it names any.
+    - `manifest`: what `python -m train.data.doctor ... --out FILE` wrote.
+    - `template`: chat template to use instead of the model's own (a name or a .jinja file).
+    """
+
+    path: str
+    image_root: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    weight: float = Field(default=1.0, gt=0)
+    images: Literal["keep", "drop"] = "keep"
+    missing_placeholder: MissingPlaceholder = "error"
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    manifest: str | None = None
+    template: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """Folder that image paths are relative to."""
+        return Path(self.image_root) if self.image_root is not None else Path(self.path).parent
+
+
+class ConversationDataset(Dataset[dict[str, Any]]):
+    """Map-style dataset over one source.
+
+    A sample is `{"input_ids": (T,) int64, "labels": (T,) int64, "pixel_values": list of
+    (3,S,S) uint8 canvases in prompt order, "id": str}`, plus `"skill"` if the record has one.
+
+    What happened to samples is kept in memory shared with loader workers: see `counts`, `named`.
+    Raises `ValueError` or `FileNotFoundError` if the source would be refused.
+    """
+
+    def __init__(
+        self, spec: DataSpec, processor: EagleMixProcessor, max_length: int | None
+    ) -> None:
+        self.spec = spec
+        self.image_processor = processor.image_processor
+        template = read_template(spec.template) if spec.template is not None else None
+        self.encoder = Encoder(processor, max_length, template)
+        self.records = RecordFile(spec.path, spec.missing_placeholder)
+        kept = np.arange(len(self.records))
+        self.skipped = _skipped(spec)
+        kept = np.setdiff1d(kept, np.asarray(self.skipped, dtype=np.int64))
+        if spec.limit is not None and spec.limit < len(kept):
+            kept = kept[np.linspace(0, len(kept), spec.limit, endpoint=False).astype(np.int64)]
+        if len(kept) == 0:
+            raise ValueError(f"{spec.path}: no sample is left; the manifest names all as bad.")
+        self._kept: NDArray[np.int64] = kept
+        self._flags = torch.zeros(len(kept), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def record(self, index: int) -> Record:
+        """The conversation behind sample `index`, without its pictures under `images: drop`."""
+        record = self.records[int(self._kept[index])]
+        return record.without_images() if self.spec.images == "drop" else record
+
+    def encode(self, index: int) -> Encoded:
+        """Ids and labels of sample `index`; opens no picture. Counts what it sees."""
+        return self._encode(index, self.record(index))
+
+    def _encode(self, index: int, record: Record) -> Encoded:
+        encoded = self.encoder(record)
+        flags = _SEEN | (_CUT if encoded.cut else 0)
+        self._flags[index] = flags | (_UNSUPERVISED if encoded.supervised == 0 else 0)
+        return encoded
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.record(index)
+        encoded = self._encode(index, record)
+        sample: dict[str, Any] = {
+            "input_ids": torch.from_numpy(encoded.input_ids),
+            "labels": torch.from_numpy(encoded.labels),
+            "pixel_values": [self._canvas(path, record) for path in record.images],
+            "id": record.id,
+        }
+        if "skill" in record.extra:
+            sample["skill"] = record.extra["skill"]
+        return sample
+
+    def _canvas(self, path: str, record: Record) -> Tensor:
+        """The picture at `path` on this model's canvas, (3,S,S) uint8."""
+        settings = self.image_processor
+        try:
+            image = load_image(self.spec.root / path)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{record.where}: {error} To leave such samples out, and count them, write a "
+                "manifest with `python -m train.data.doctor` and set `on_bad_image: skip`."
+            ) from error
+        return to_canvas(image, settings.size.height, settings.fit, tuple(settings.fill))
+
+    def counts(self) -> dict[str, int]:
+        """Distinct samples so far: `records` in use, `skipped`, `seen`, `cut`, `unsupervised`.
+
+        Exact over all loader workers of this process, whatever the number of epochs.
+        """
+        flags = self._flags.numpy()
+        counts = {name: int(np.count_nonzero(flags & bit)) for name, bit in _FLAGS.items()}
+        return {"records": len(self), "skipped": len(self.skipped), **counts}
+
+    def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
+        """Ids of the first `limit` samples that were `cut` or `unsupervised`."""
+        indices = np.flatnonzero(self._flags.numpy() & _FLAGS[what])[:limit]
+        return [self.record(int(index)).id for index in indices]
+
+
+def _skipped(spec: DataSpec) -> list[int]:
+    """Record numbers that the manifest says have a bad picture, if the policy is to skip them."""
+    if spec.images == "drop":
+        return []
+    if spec.manifest is None:
+        if spec.on_bad_image == "skip":
+            raise ValueError(
+                f"{spec.path}: `on_bad_image: skip` needs a `manifest` that says which pictures are "
+                f"bad. Write it with `python -m train.data.doctor {spec.path} --out FILE`."
+            )
+        return []
+    report = Manifest.load(spec.manifest).report_on(Path(spec.path), spec.manifest)
+    bad = [sample for sample in report.bad if sample.fault == "image"]
+    if bad and spec.on_bad_image == "fail":
+        raise ValueError(
+            f"{spec.path}: {len(bad)} bad images, the first in record {bad[0].index} "
+            f'(id "{bad[0].id}"): {bad[0].reason} Mend them, or set `on_bad_image: skip` to leave '
+            "their samples out and count them."
+        )
+    return sorted({sample.index for sample in bad})

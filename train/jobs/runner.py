@@ -54,11 +54,12 @@ def run_jobs(
     """Run every job that has not finished before; returns name -> result when all have.
 
     Each runs in a process forked from one that has imported `preload` and the jobs' modules, so
-    its start costs nothing. They start in the order given as soon as what they need is there, in at most `slots` threads
-    together (default: the CPU cores that this process may use). Raises `ValueError` for a graph
-    that cannot be run, `DirectoryBusy` when another runner has one of the directories, and
-    `JobsFailed` at the end if a job failed; jobs that do not depend on it are finished first.
-    SIGINT, SIGTERM and SIGHUP end the jobs, then the program.
+    its start costs nothing. They start in the order given as soon as what they need is there, in
+    at most `slots` threads together (default: the CPU cores that this process may use).
+
+    Raises `ValueError` for a graph that cannot be run, `DirectoryBusy` when another runner has one
+    of the directories, and `JobsFailed` at the end if a job failed; jobs that do not depend on it
+    are finished first. SIGINT, SIGTERM and SIGHUP end the jobs, then the program.
     """
     prints = fingerprints(jobs)
     with ExitStack() as stack:

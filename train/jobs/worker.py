@@ -1,4 +1,4 @@
-"""The process of one job: from its start, in which it ties its life to the runner's, to its record."""
+"""The process of one job: it ties its life to the runner, works, and writes its record."""
 
 from __future__ import annotations
 

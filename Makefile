@@ -1,0 +1,96 @@
+# Every target with a line each: make help
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-oldest check format train prealign align sft eval chat clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= configs/recipes/mini.yaml
+ARGS ?=
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo '  ARGS="..." is handed on: to train targets as key=value, to test and eval as options.'
+
+# ---- set up ------------------------------------------------------------------------------------
+
+# A Python that is new enough; PYTHON=... overrides. Looked for only when the environment is made.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  && echo $$python && break; done)
+
+setup: $(VENV)/installed  ## .venv with everything that training, tests and the demo need
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo 'No Python >= 3.11 found. Install one, or: make setup PYTHON=/path/to/python'; exit 1; }
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# ---- see it work -------------------------------------------------------------------------------
+
+demo: setup  ## data, experts, three stages, scores, report, in minutes on a CPU (DEMO=smoke: tiny)
+	$(BIN)/python -m train.demo $(DEMO) $(ARGS)
+
+chat: setup  ## ask about a picture: make chat MODEL=runs/... IMAGE=picture.png
+	$(BIN)/eagle-moe chat --model $(call given,MODEL) --image $(call given,IMAGE) $(ARGS)
+
+# ---- work --------------------------------------------------------------------------------------
+
+train: setup  ## all stages of a recipe: make train RECIPE=configs/recipes/mini.yaml
+	$(BIN)/python -m train.run $(RECIPE) $(ARGS)
+
+prealign: setup  ## its stage pre_align: every expert with a connector of its own, LLM frozen
+	$(BIN)/python -m train.run $(RECIPE) --stage pre_align $(ARGS)
+
+align: setup  ## its stage align: the connector of the mixture
+	$(BIN)/python -m train.run $(RECIPE) --stage align $(ARGS)
+
+sft: setup  ## its stage sft: supervised fine-tuning
+	$(BIN)/python -m train.run $(RECIPE) --stage sft $(ARGS)
+
+eval: setup  ## scores with intervals: make eval MODEL=runs/... DATA=data/test.jsonl
+	$(BIN)/python -m eval.run --model $(call given,MODEL) --data $(call given,DATA) $(ARGS)
+
+given = $(or $($(1)),$(error say $(1)=... (see make help)))
+
+# ---- check -------------------------------------------------------------------------------------
+
+# Every process of pytest imports torch and transformers (about 1 GB each), hence a bound.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test: setup  ## all tests, on every core
+	$(PYTEST) $(ARGS)
+
+check: setup  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## write the format that check asks for
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# transformers 5.19 is what serving engines pin. Its environment sees the packages of .venv behind
+# its own, so that torch is not installed twice.
+OLDEST := .venv-oldest
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,canvas config image_processor processor model build))
+
+site = $(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+test-oldest: $(OLDEST)/installed  ## the model tests on the oldest transformers that engines pin
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 8 $(OLDEST_TESTS) $(ARGS)
+
+$(OLDEST)/installed: $(VENV)/installed
+	rm -rf $(OLDEST)
+	$(BIN)/python -m venv $(OLDEST)
+	echo "import site; site.addsitedir('$$($(call site,$(BIN)))')" > "$$($(call site,$(OLDEST)/bin))/venv.pth"
+	$(OLDEST)/bin/python -m pip install --quiet 'transformers==5.19.*'
+	@touch $@
+
+clean:  ## remove the environments and caches (runs/ stays)
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,277 @@
+"""A recipe: one YAML file that says everything about a run. A stage of it is data, not code.
+
+    recipe = load_recipe("configs/recipes/mini.yaml", ["stages.sft.args.max_steps=10"])
+
+Reading a recipe checks it whole (names of parts, experts, data, stages, training arguments), so
+that a typo costs nothing. No weights are touched and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from eagle_moe.build import ModelSpec
+from eagle_moe.experts import resolve_expert
+from eagle_moe.processor import read_template
+from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
+from train.data import DataSpec
+from train.parts import resolve_parts
+
+RANDOM = "random"
+"""Said instead of a folder: the part starts from random weights, on purpose."""
+
+SET_BY_THE_RUN = {
+    "output_dir": "`output_dir` of the recipe",
+    "seed": "`seed` of the recipe",
+    "data_seed": "`seed` of the recipe",
+    "eval_strategy": "`eval` of the stage",
+    "eval_steps": "`eval.every` of the stage",
+    "per_device_eval_batch_size": "`eval.batch_size` of the stage",
+    "remove_unused_columns": "the trainer: batches with images need all their columns",
+    "logging_nan_inf_filter": "the trainer: a loss that is not finite stops the run",
+    "resume_from_checkpoint": "the run: it continues by itself",
+}
+"""Training arguments that a stage cannot give, and what decides them."""
+
+
+class Lora(Schema):
+    """Low-rank adapters on the linear layers of a part (peft). The part itself stays frozen."""
+
+    r: int = Field(16, gt=0)
+    alpha: float = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | None = None
+    """Last names of linear layers, such as `q_proj`; default: all linear layers of the part."""
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class Source(Schema):
+    """One entry of `init_from`."""
+
+    checkpoint: str
+    """An earlier stage of the recipe, or a checkpoint folder."""
+    parts: list[str] | None = None
+    """What to take of it; default: all, or all but the connector if it is a `per_expert` stage."""
+
+
+class Evaluation(Schema):
+    """Exact match per skill while training, teacher-forced, on held-out records."""
+
+    data: str
+    every: int = Field(gt=0)
+    """Steps between evaluations; the last step is always evaluated."""
+    batch_size: int = Field(8, gt=0)
+
+
+class Stage(Schema):
+    """One training run from checkpoint to checkpoint; `per_expert`, one run for each expert."""
+
+    data: list[str] = Field(min_length=1)
+    """Names of data sets, mixed by their weights."""
+    trainable: list[str] = []
+    """Parts that learn: `experts`, `experts.<name>`, `connector`, `language_model`."""
+    lora: dict[str, Lora] = {}
+    """Parts that learn through adapters only."""
+    init_from: list[str | Source] | None = None
+    """Where weights come from, later entries overriding earlier ones part by part; below all of
+    them lies the recipe's `init`. Only the first stage may leave it out."""
+    per_expert: bool = False
+    """One run per expert, with only this expert and a connector of its own, which is dropped by
+    the stages that start from it."""
+    lr: dict[str, float] = {}
+    """Learning rate by part; what is not listed takes `args.learning_rate`."""
+    batch_size: int | None = Field(None, gt=0)
+    """Samples per optimizer step over all processes; sets the accumulation."""
+    template: str | None = None
+    """Chat template instead of the model's own."""
+    max_length: int = Field(2048, gt=0)
+    """Tokens per sample; text beyond it is cut, image tokens never are."""
+    max_unsupervised: float = Field(0.01, ge=0, le=1)
+    """Share of samples without a token to learn from above which the run refuses to start."""
+    eval: Evaluation | None = None
+    args: dict[str, Any] = {}
+    """Any field of transformers' `TrainingArguments`."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """`init_from` in its long form."""
+        return tuple(
+            Source(checkpoint=entry) if isinstance(entry, str) else entry
+            for entry in self.init_from or ()
+        )
+
+
+class Init(Schema):
+    """Where weights come from before the first stage. Connectors start from random weights."""
+
+    language_model: str | None = None
+    """Folder or Hub id of a causal LM, or `random`; default: the model's own checkpoint."""
+    experts: dict[str, str] = {}
+    """Expert name -> folder or file with its weights, or `random`."""
+
+
+class Recipe(Schema):
+    """A whole run. `parse_recipe` and `load_recipe` make checked ones."""
+
+    name: str
+    output_dir: str
+    seed: int = 42
+    model: ModelSpec
+    init: Init = Init()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that learn, and of checkpoints. Mixed precision is `args.bf16` of a stage."""
+    frozen_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the parts that a stage leaves alone, in memory; default: `dtype`."""
+    attn_implementation: str = "sdpa"
+    data: dict[str, DataSpec]
+    stages: dict[str, Stage] = Field(min_length=1)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the model's experts, in mixture order."""
+        return tuple(resolve_expert(entry).name for entry in self.model.experts)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `key.sub=value` overrides, check it whole.
+
+    `model` may be the path of a model file (relative to the recipe, the working directory or the
+    repository), or a mapping whose `base` is such a path and whose other keys override it.
+    Raises `FileNotFoundError` or `ValueError` that name the file, the key and the nearest name.
+    """
+    path = Path(path)
+    return parse_recipe(load_yaml(path), str(path), overrides, path.parent)
+
+
+def parse_recipe(
+    data: Mapping[str, Any], source: str, overrides: Sequence[str] = (), folder: Path = Path()
+) -> Recipe:
+    """As `load_recipe`, from a mapping; `folder` is where relative model files are looked for."""
+    plain = deepcopy(dict(data))
+    _check_override_names(plain, overrides)
+    # Which model file is read must be known before keys inside it can be overridden.
+    first = [item for item in overrides if item.partition("=")[0] in ("model", "model.base")]
+    plain = _expand_model(apply_overrides(_with_base(plain), first), source, folder)
+    plain = apply_overrides(plain, [item for item in overrides if item not in first])
+    recipe = Recipe.parse(plain, source)
+    _check(recipe, source)
+    return recipe
+
+
+def _check_override_names(data: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """`stages.sfft.x=1` must not make a stage `sfft`."""
+    for override in overrides:
+        section, *rest = override.partition("=")[0].split(".")
+        names = data.get(section)
+        if section not in ("stages", "data") or len(rest) < 2 or not isinstance(names, Mapping):
+            continue
+        if rest[0] not in names:
+            hint = nearest(rest[0], names)
+            raise ValueError(f"override {override!r}: `{section}` has no `{rest[0]}`.{hint}")
+
+
+def _with_base(data: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(data.get("model"), str):
+        data["model"] = {"base": data["model"]}
+    return data
+
+
+def _expand_model(data: dict[str, Any], source: str, folder: Path) -> dict[str, Any]:
+    model = _with_base(data).get("model")
+    if not isinstance(model, dict) or "base" not in model:
+        return data
+    given = {key: value for key, value in model.items() if key != "base"}
+    return {**data, "model": _merge(load_yaml(_find(model["base"], source, folder)), given)}
+
+
+def _find(name: str, source: str, folder: Path) -> Path:
+    places = [folder, Path(), Path(__file__).parents[1]]
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    looked = ", ".join(str((place / name).resolve()) for place in places)
+    raise FileNotFoundError(f"{source}: `model`: no file {name} (looked for {looked}).")
+
+
+def _merge(base: Any, given: Any) -> Any:
+    """Mappings are merged key by key, anything else is replaced."""
+    if isinstance(base, dict) and isinstance(given, dict):
+        return {**base, **{key: _merge(base.get(key), value) for key, value in given.items()}}
+    return given
+
+
+def _check(recipe: Recipe, source: str) -> None:
+    experts = recipe.experts
+    for name in recipe.init.experts:
+        _known(name, experts, f"{source}: init.experts")
+    earlier: dict[str, Stage] = {}
+    for name, stage in recipe.stages.items():
+        where = f"{source}: stages.{name}"
+        _check_parts(stage, experts, where)
+        _check_sources(stage, earlier, experts, where)
+        _check_arguments(stage, where)
+        if stage.template:
+            read_template(stage.template)
+        if recipe.frozen_dtype not in (None, recipe.dtype) and not stage.args.get("bf16"):
+            raise ValueError(f"{where}: frozen_dtype differs from dtype: this needs args.bf16.")
+        for data in [*stage.data, *([stage.eval.data] if stage.eval else [])]:
+            _known(data, recipe.data, f"{where}: data")
+        earlier[name] = stage
+
+
+def _known(name: str, names: Sequence[str] | Mapping[str, Any], where: str) -> None:
+    if name not in names:
+        raise ValueError(f"{where}: no `{name}`.{nearest(name, names)}")
+
+
+def _check_parts(stage: Stage, experts: Sequence[str], where: str) -> None:
+    full = resolve_parts(stage.trainable, experts, f"{where}: trainable")
+    adapted = resolve_parts(stage.lora, experts, f"{where}: lora")
+    if both := set(full) & set(adapted):
+        raise ValueError(f"{where}: {sorted(both)} cannot be both in `trainable` and in `lora`.")
+    if not full and not adapted:
+        raise ValueError(f"{where}: nothing learns. Name parts in `trainable` or `lora`.")
+    if idle := set(resolve_parts(stage.lr, experts, f"{where}: lr")) - set(full) - set(adapted):
+        raise ValueError(f"{where}: lr: {sorted(idle)} would get a rate, but do not learn.")
+    if stage.per_expert and "language_model" in (*full, *adapted):
+        raise ValueError(
+            f"{where}: a `per_expert` stage cannot train `language_model`: "
+            "there would be one for each expert, and no way to choose."
+        )
+
+
+def _check_sources(
+    stage: Stage, earlier: Mapping[str, Stage], experts: Sequence[str], where: str
+) -> None:
+    if stage.init_from is None and earlier:
+        raise ValueError(
+            f"{where}: say where its weights come from: `init_from: [{list(earlier)[-1]}]`, "
+            "or `init_from: []` to start from `init` again."
+        )
+    for source in stage.sources:
+        resolve_parts(source.parts or (), experts, f"{where}: init_from.parts")
+        # A stage's name has no slash; with one, it is a folder, which is looked for at the start.
+        if "/" not in source.checkpoint and not Path(source.checkpoint).exists():
+            _known(source.checkpoint, earlier, f"{where}: init_from: no earlier stage or folder")
+
+
+def _check_arguments(stage: Stage, where: str) -> None:
+    from transformers import TrainingArguments
+
+    names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    for name in stage.args:
+        if name in SET_BY_THE_RUN:
+            raise ValueError(f"{where}: args.{name} is set by {SET_BY_THE_RUN[name]}.")
+        _known(name, names - set(SET_BY_THE_RUN), f"{where}: args")
+    if stage.batch_size and "gradient_accumulation_steps" in stage.args:
+        raise ValueError(
+            f"{where}: give `batch_size` (samples per step) or args.gradient_accumulation_steps, "
+            "not both."
+        )

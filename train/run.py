@@ -1,0 +1,236 @@
+"""Run a recipe: every stage in order, or one of them.
+
+    python -m train.run RECIPE.yaml [key.sub=value ...] [--stage NAME [--expert NAME]]
+                        [--list | --dry-run] [--redo]
+
+A finished stage is skipped and an interrupted one continues where it was. Stages one by one give
+the same weights as all at once: each starts from the checkpoint that an earlier one has written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations import TensorBoardCallback
+
+from eagle_moe.build import build_config, build_model, build_processor, load_tokenizer
+from eagle_moe.config import EagleMixConfig
+from eagle_moe.processor import EagleMixProcessor
+from train.arguments import training_arguments
+from train.curve import CURVE, CurveWriter, SkillMetric
+from train.data import Collator, ConversationDataset, build_dataset, check_supervision
+from train.jobs.directory import Lock
+from train.lora import add_lora
+from train.parts import open_parts, part_modules
+from train.progress import ProgressReport
+from train.recipe import Recipe, load_recipe, parse_recipe
+from train.save import LOGS, save_run
+from train.sources import check_sources, find_origins, run_identity
+from train.stages import StageRun, stage_runs
+from train.table import parts_table, show, stages_table
+from train.trainer import StageTrainer
+from train.weights import load_model, origin_history
+from train.workspace import is_finished, mark_of, open_workspace, remove_workspace
+
+
+def run_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    stage: str | None = None,
+    redo: bool = False,
+) -> Path:
+    """Run all stages of a recipe in order, or `stage`; returns the folder of the last one.
+
+    `redo`: replace results that were made with other settings instead of refusing to.
+    Raises `ValueError` or `FileNotFoundError` for what a person can mend, before weights are read.
+    """
+    recipe = _resolve(recipe, overrides)
+    names = [stage] if stage else list(recipe.stages)
+    runs = [run for name in names for run in stage_runs(recipe, name)]
+    _check_start(recipe, runs)
+    for run in runs:
+        train(run, redo)
+    return Path(recipe.output_dir, names[-1])
+
+
+def run_stage(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    stage: str,
+    expert: str | None = None,
+    overrides: Sequence[str] = (),
+    redo: bool = False,
+) -> Path:
+    """Run one stage, or one expert's run of a `per_expert` stage; returns its folder.
+
+    Runs of different experts may go on at the same time in different processes.
+    """
+    recipe = _resolve(recipe, overrides)
+    runs = stage_runs(recipe, stage, expert)
+    _check_start(recipe, runs)
+    for run in runs:
+        train(run, redo)
+    return runs[0].folder if expert else Path(recipe.output_dir, stage)
+
+
+def train(run: StageRun, redo: bool = False) -> Path:
+    """One training run, from the checkpoints that it starts from to the one that it ends in."""
+    origins = find_origins(run)
+    mark = mark_of(run, run_identity(run, origins))
+    if is_finished(run, mark, redo):
+        remove_workspace(run)
+        print(f"{run.title}: finished before, in {run.folder}")
+        return run.folder
+    lock = Lock.take(run.workspace)
+    point = open_workspace(run, mark, redo)
+
+    processor, config = _build(run)
+    model = load_model(run, config, origins)
+    model.requires_grad_(False)
+    adapters = add_lora(model, run.lora)
+    open_parts(model, run.trainable)
+    _cast_frozen(run, model)
+
+    args = training_arguments(run)
+    rates = run.rates(args.learning_rate)
+    histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in run.parts}
+    show(parts_table(run, model, rates, histories))
+
+    specs = [run.recipe.data[name] for name in run.stage.data]
+    dataset = build_dataset(specs, processor, run.stage.max_length, run.recipe.seed)
+    supervision = check_supervision(dataset, run.stage.max_unsupervised)
+    print(
+        f"{run.title}: {supervision.samples:,} samples; of {supervision.checked:,} looked at, "
+        f"{supervision.unsupervised} teach nothing and {supervision.cut} are cut"
+    )
+    trainer = StageTrainer(
+        rates,
+        mark,
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=Collator(processor),
+        processing_class=processor,
+        **_evaluation(run, processor),
+    )
+    _watch(trainer, run)
+    trainer.train(resume_from_checkpoint=str(point) if point else None)
+
+    save_run(run, mark, trainer, processor, adapters, histories)
+    remove_workspace(run)
+    lock.release()
+    print(f"{run.title}: done, in {run.folder}")
+    return run.folder
+
+
+def _resolve(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str]) -> Recipe:
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe, overrides)
+    data = recipe.dump() if isinstance(recipe, Recipe) else recipe
+    return parse_recipe(data, "recipe", overrides)
+
+
+def _check_start(recipe: Recipe, runs: Sequence[StageRun]) -> None:
+    """Everything that can be known to fail fails here, before anything is loaded or spent."""
+    check_sources(runs)
+    for run in runs:
+        training_arguments(run)
+        for name in _data_names(run):
+            spec = recipe.data[name]
+            for path in filter(None, (spec.path, spec.image_root, spec.manifest)):
+                if not Path(path).exists():
+                    raise FileNotFoundError(f"{recipe.name}: data.{name}: no such file: {path}.")
+
+
+def _data_names(run: StageRun) -> list[str]:
+    return [*run.stage.data, *([run.stage.eval.data] if run.stage.eval else [])]
+
+
+def _build(run: StageRun) -> tuple[EagleMixProcessor, EagleMixConfig]:
+    tokenizer = load_tokenizer(run.model_spec)
+    processor = build_processor(run.model_spec, tokenizer)
+    return processor, build_config(run.model_spec, processor.image_token_id)
+
+
+def _cast_frozen(run: StageRun, model: nn.Module) -> None:
+    if run.recipe.frozen_dtype:
+        for part in set(run.parts) - set(run.trainable) - set(run.lora):
+            for module in part_modules(model, part):
+                module.to(getattr(torch, run.recipe.frozen_dtype))
+
+
+def _evaluation(run: StageRun, processor: EagleMixProcessor) -> dict[str, Any]:
+    """What the trainer needs to evaluate while training."""
+    if run.stage.eval is None:
+        return {}
+    spec = run.recipe.data[run.stage.eval.data]
+    dataset = ConversationDataset(spec, processor, run.stage.max_length)
+    return {"eval_dataset": dataset, "compute_metrics": SkillMetric(dataset)}
+
+
+def _watch(trainer: StageTrainer, run: StageRun) -> None:
+    """Progress, learning curve, and TensorBoard in a folder without the machine's name in it."""
+    trainer.add_callback(ProgressReport(run.title))
+    if isinstance(trainer.compute_metrics, SkillMetric):
+        trainer.add_callback(CurveWriter(run.workspace / CURVE, trainer.compute_metrics))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(run.workspace / LOGS)
+
+
+def _dry_run(runs: Iterable[StageRun]) -> None:
+    """Show what would learn, from models without weights."""
+    for run in runs:
+        with torch.device("meta"):
+            model = build_model(_build(run)[1])
+            model.requires_grad_(False)
+            add_lora(model, run.lora)
+        open_parts(model, run.trainable)
+        show(parts_table(run, model, run.rates(training_arguments(run).learning_rate), {}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m train.run`."""
+    parser = argparse.ArgumentParser(prog="python -m train.run", description="Train by a recipe.")
+    parser.add_argument("recipe", help="path of the recipe (YAML)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="stages.sft.args.max_steps=10"
+    )
+    parser.add_argument("--stage", help="only this stage")
+    parser.add_argument("--expert", help="only this expert's run of a per_expert stage")
+    parser.add_argument("--redo", action="store_true", help="replace results of other settings")
+    parser.add_argument("--list", action="store_true", help="show the stages and their state")
+    parser.add_argument("--dry-run", action="store_true", help="check, show what would learn, stop")
+    told = parser.parse_intermixed_args(arguments)
+    try:
+        return _main(told)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(told: argparse.Namespace) -> int:
+    recipe = load_recipe(told.recipe, told.overrides)
+    names = [told.stage] if told.stage else list(recipe.stages)
+    if told.expert and not told.stage:
+        raise ValueError("--expert: say of which --stage.")
+    runs = [run for name in names for run in stage_runs(recipe, name, told.expert)]
+    if told.list:
+        show(stages_table(runs))
+        return 0
+    _check_start(recipe, runs)
+    if told.dry_run:
+        _dry_run(runs)
+        return 0
+    for run in runs:
+        train(run, told.redo)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The end of a run: model, processor, recipe, provenance and logs become one checkpoint folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from eagle_moe.model import EagleMixForConditionalGeneration
+from eagle_moe.processor import EagleMixProcessor
+from train.checkpoint import RECIPE, Complete, PartRecord, write_checkpoint, write_provenance
+from train.curve import CURVE
+from train.lora import merge_lora
+from train.parts import learning_parts, model_tensors, part_hashes, part_of, tensor_hashes
+from train.stages import StageRun
+from train.trainer import StageTrainer
+from train.weights import quiet_transformers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+LOGS = "logs"
+ADAPTERS = "adapters"
+
+
+def save_run(
+    run: StageRun,
+    mark: Complete,
+    trainer: StageTrainer,
+    processor: EagleMixProcessor,
+    adapters: PeftModel | None,
+    histories: Mapping[str, Sequence[str]],
+) -> None:
+    """Write the checkpoint of a run that was trained to its end.
+
+    Adapters are merged into the weights; they are also kept alone, in peft's format, under
+    `adapters/<part>`. Raises `SaveFailed` if the disk is full.
+    """
+    model: EagleMixForConditionalGeneration = trainer.accelerator.unwrap_model(trainer.model)
+    learned = learning_parts(model)
+    trainer.moved.check_frozen(model)
+    if not trainer.args.should_save:
+        return
+    with write_checkpoint(run.folder, mark) as draft:
+        if adapters is not None:
+            merge_lora(adapters, draft / ADAPTERS)
+        with quiet_transformers():
+            model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        text = yaml.safe_dump(run.recipe.dump(), sort_keys=False, allow_unicode=True)
+        (draft / RECIPE).write_text(text, encoding="utf-8")
+        write_provenance(draft, _provenance(run, model, learned, histories))
+        trainer.state.save_to_json(str(draft / "trainer_state.json"))
+        _copy_logs(run.workspace, draft)
+
+
+def _provenance(
+    run: StageRun,
+    model: EagleMixForConditionalGeneration,
+    learned: set[str],
+    histories: Mapping[str, Sequence[str]],
+) -> dict[str, PartRecord]:
+    hashes = part_hashes(tensor_hashes(model_tensors(model)))
+    sizes = dict.fromkeys(run.parts, 0)
+    for name, parameter in model.named_parameters():
+        sizes[part_of(name)] += parameter.numel()
+    change = {part: f"{run.title} (LoRA)" if part in run.lora else run.title for part in learned}
+    return {
+        part: PartRecord(
+            sha256=hashes[part],
+            parameters=sizes[part],
+            history=[*histories[part], *([change[part]] if part in change else [])],
+        )
+        for part in run.parts
+    }
+
+
+def _copy_logs(workspace: Path, draft: Path) -> None:
+    if (workspace / CURVE).is_file():
+        shutil.copy2(workspace / CURVE, draft / CURVE)
+    if (workspace / LOGS).is_dir():
+        shutil.copytree(workspace / LOGS, draft / LOGS)

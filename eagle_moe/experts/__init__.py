@@ -5,8 +5,10 @@ from eagle_moe.experts import (  # noqa: F401 - register
     convnext,
     dinov2,
     eva02,
+    open_clip,
     pix2struct,
     sam,
+    timm,
 )
 from eagle_moe.experts.base import Card, ExpertSpec, VisionExpert
 from eagle_moe.experts.registry import (

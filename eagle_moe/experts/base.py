@@ -30,7 +30,7 @@ class Card(Schema):
 
 
 class ExpertSpec(Schema):
-    """Everything that determines an expert except its weights; recorded in a checkpoint's config."""
+    """All that determines an expert except its weights; recorded in a checkpoint's config."""
 
     name: str
     """Unique within a mixture; the name of its submodule and of its part in recipes."""
@@ -139,6 +139,7 @@ class VisionExpert(nn.Module):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
         else:
             return False
-        if getattr(module, "bias", None) is not None:
-            init.zeros_(module.bias)
+        bias = module._parameters.get("bias")
+        if bias is not None:
+            init.zeros_(bias)
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -58,7 +58,7 @@ class ConvNeXtExpert(VisionExpert):
 
         super().__init__(spec)
         arch: ConvNeXtArch = self.arch
-        body = ConvNeXt(
+        body: Any = ConvNeXt(
             depths=arch.depths,
             dims=arch.dims,
             patch_size=arch.stem,
@@ -89,7 +89,8 @@ class ConvNeXtExpert(VisionExpert):
         return x
 
     def init_weights(self, module: nn.Module) -> bool:
-        if getattr(module, "gamma", None) is not None:
-            init.constant_(module.gamma, self.arch.layer_scale)
+        scale = module._parameters.get("gamma")
+        if scale is not None:
+            init.constant_(scale, self.arch.layer_scale)
             return True
         return super().init_weights(module)

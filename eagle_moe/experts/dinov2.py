@@ -116,8 +116,8 @@ class DINOv2Expert(VisionExpert):
                 init.normal_(table, std=0.02)
             if self.arch.registers:
                 init.normal_(self.register_tokens, std=0.02)
-        elif "lambda1" in module._parameters:
-            init.ones_(module.lambda1)
+        elif isinstance(scale := module._parameters.get("lambda1"), Tensor):
+            init.ones_(scale)
         else:
             return super().init_weights(module)
         return True

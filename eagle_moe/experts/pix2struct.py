@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class Pix2StructExpert(VisionExpert):
                 f" patches, but the tables hold {arch.table_size - 1}."
                 f" Set arch.table_size to {self.cells + 1} or more, or shrink view.size."
             )
-        config = Pix2StructVisionConfig(
+        config: Any = Pix2StructVisionConfig(
             hidden_size=arch.hidden_size,
             num_attention_heads=arch.heads,
             d_kv=arch.head_dim,
@@ -134,7 +134,8 @@ class Pix2StructExpert(VisionExpert):
     def init_weights(self, module: nn.Module) -> bool:
         """As the base class, but for queries: this attention has no 1/sqrt(head_dim), so the
         scale belongs in the weights. (The defaults of transformers are near zero here.)"""
-        if "query" in module._modules:
-            init.xavier_uniform_(module.query.weight, gain=self.arch.head_dim**-0.5)
+        query = module._modules.get("query")
+        if isinstance(query, nn.Linear):
+            init.xavier_uniform_(query.weight, gain=self.arch.head_dim**-0.5)
             return True
         return super().init_weights(module)

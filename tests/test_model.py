@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CANVAS, make_config, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from conftest import CANVAS, make_config, make_model
 from eagle_moe.model import EagleMixForConditionalGeneration, EagleMixVisionModel
 
 TINY = ("clip-tiny", "convnext-tiny", "pix2struct-tiny", "eva02-tiny", "sam-tiny", "dinov2-tiny")

@@ -17,7 +17,7 @@ from train.parts import part_of
 from train.recipe import Lora
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraModel, PeftModel
 
 
 def add_lora(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel | None:
@@ -35,7 +35,7 @@ def add_lora(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel | None
     for part, lora in adapters.items():
         config = LoraConfig(
             r=lora.r,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type] - a float is fine
+            lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             use_rslora=lora.use_rslora,
             use_dora=lora.use_dora,
@@ -46,7 +46,8 @@ def add_lora(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel | None
         else:
             wrapper.add_adapter(_adapter_name(part), config)
     assert wrapper is not None
-    wrapper.base_model.set_adapter([_adapter_name(part) for part in adapters])
+    tuner: LoraModel = wrapper.base_model
+    tuner.set_adapter([_adapter_name(part) for part in adapters])
     return wrapper
 
 

@@ -7,6 +7,7 @@ optimizer, and statistics or weights of frozen parts that change all the same.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,7 @@ class MovedCheck(TrainerCallback):
         self._without_gradient: list[str] = []
         self._left_out: list[str] = []
 
-    def saw(self, batch: dict[str, Any]) -> None:
+    def saw(self, batch: Mapping[str, Any]) -> None:
         """Told of every batch, so that a step without images proves nothing about vision."""
         self.has_image |= "pixel_values" in batch
 

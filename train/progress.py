@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from train.jobs import progress
+
+_SHOWN = {"loss": "loss", "eval_exact_match_total": "exact match"}
 
 
 class ProgressReport(TrainerCallback):
@@ -17,43 +19,51 @@ class ProgressReport(TrainerCallback):
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.bar: tqdm | None = None
         self.notes: dict[str, str] = {}
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc=self.title,
-                unit="step",
-                dynamic_ncols=True,
+        if state.is_world_process_zero and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
             )
+            self.bar.add_task(
+                self.title, total=state.max_steps, completed=state.global_step, note=""
+            )
+            self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        progress(state.global_step, state.max_steps, self._note())
+        progress(state.global_step, state.max_steps, self.note)
         if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+            self.bar.update(self.bar.task_ids[0], completed=state.global_step, note=self.note)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
-        for key, name in (("loss", "loss"), ("eval_exact_match_total", "exact match")):
-            if key in logs:
-                self.notes[name] = f"{logs[key]:.3g}"
-        if self.bar is not None:
-            self.bar.set_postfix_str(self._note())
-        elif "loss" in logs or "eval_exact_match_total" in logs:
-            print(f"{self.title}: step {state.global_step}/{state.max_steps}, {self._note()}")
+        news = {name: f"{logs[key]:.3g}" for key, name in _SHOWN.items() if key in logs}
+        self.notes |= news
+        if news and self.bar is None and state.is_world_process_zero:
+            line = f"{self.title}: step {state.global_step}/{state.max_steps}, {self.note}"
+            print(line, flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; also called when training fails."""
         if self.bar is not None:
-            self.bar.close()
+            self.bar.stop()
             self.bar = None
 
-    def _note(self) -> str:
+    @property
+    def note(self) -> str:
+        """The latest numbers, in a line."""
         return ", ".join(f"{name} {value}" for name, value in self.notes.items())

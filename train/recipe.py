@@ -9,7 +9,7 @@ that a typo costs nothing. No weights are touched and nothing is downloaded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class Lora(Schema):
     """Low-rank adapters on the linear layers of a part (peft). The part itself stays frozen."""
 
     r: int = Field(16, gt=0)
-    alpha: float = 32
+    alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | None = None
     """Last names of linear layers, such as `q_proj`; default: all linear layers of the part."""
@@ -226,7 +226,7 @@ def _check(recipe: Recipe, source: str) -> None:
         earlier[name] = stage
 
 
-def _known(name: str, names: Sequence[str] | Mapping[str, Any], where: str) -> None:
+def _known(name: str, names: Collection[str], where: str) -> None:
     if name not in names:
         raise ValueError(f"{where}: no `{name}`.{nearest(name, names)}")
 

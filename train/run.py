@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,8 +25,13 @@ from eagle_moe.config import EagleMixConfig
 from eagle_moe.processor import EagleMixProcessor
 from train.arguments import training_arguments
 from train.curve import CURVE, CurveWriter, SkillMetric
-from train.data import Collator, ConversationDataset, build_dataset, check_supervision
-from train.jobs.directory import Lock
+from train.data import (
+    Collator,
+    ConversationDataset,
+    MixtureDataset,
+    build_dataset,
+    check_supervision,
+)
 from train.lora import add_lora
 from train.parts import open_parts, part_modules
 from train.progress import ProgressReport
@@ -36,7 +42,10 @@ from train.stages import StageRun, stage_runs
 from train.table import parts_table, show, stages_table
 from train.trainer import StageTrainer
 from train.weights import load_model, origin_history
-from train.workspace import is_finished, mark_of, open_workspace, remove_workspace
+from train.workspace import is_finished, locked, mark_of, open_workspace, remove_workspace
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def run_recipe(
@@ -86,44 +95,30 @@ def train(run: StageRun, redo: bool = False) -> Path:
         remove_workspace(run)
         print(f"{run.title}: finished before, in {run.folder}")
         return run.folder
-    lock = Lock.take(run.workspace)
-    point = open_workspace(run, mark, redo)
-
-    processor, config = _build(run)
-    model = load_model(run, config, origins)
-    model.requires_grad_(False)
-    adapters = add_lora(model, run.lora)
-    open_parts(model, run.trainable)
-    _cast_frozen(run, model)
-
-    args = training_arguments(run)
-    rates = run.rates(args.learning_rate)
-    histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in run.parts}
-    show(parts_table(run, model, rates, histories))
-
-    specs = [run.recipe.data[name] for name in run.stage.data]
-    dataset = build_dataset(specs, processor, run.stage.max_length, run.recipe.seed)
-    supervision = check_supervision(dataset, run.stage.max_unsupervised)
-    print(
-        f"{run.title}: {supervision.samples:,} samples; of {supervision.checked:,} looked at, "
-        f"{supervision.unsupervised} teach nothing and {supervision.cut} are cut"
-    )
-    trainer = StageTrainer(
-        rates,
-        mark,
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        data_collator=Collator(processor),
-        processing_class=processor,
-        **_evaluation(run, processor),
-    )
-    _watch(trainer, run)
-    trainer.train(resume_from_checkpoint=str(point) if point else None)
-
-    save_run(run, mark, trainer, processor, adapters, histories)
-    remove_workspace(run)
-    lock.release()
+    with locked(run):
+        point = open_workspace(run, mark, redo)
+        processor, config = _build(run)
+        dataset = _data(run, processor)
+        model = load_model(run, config, origins)
+        adapters = _open(run, model)
+        args = training_arguments(run)
+        rates = run.rates(args.learning_rate)
+        histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in origins}
+        show(parts_table(run, model, rates, histories))
+        trainer = StageTrainer(
+            rates,
+            mark,
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=Collator(processor),
+            processing_class=processor,
+            **_evaluation(run, processor),
+        )
+        with _watched(trainer, run):
+            trainer.train(resume_from_checkpoint=str(point) if point else None)
+        save_run(run, mark, trainer, processor, adapters, histories)
+        remove_workspace(run)
     print(f"{run.title}: done, in {run.folder}")
     return run.folder
 
@@ -157,11 +152,27 @@ def _build(run: StageRun) -> tuple[EagleMixProcessor, EagleMixConfig]:
     return processor, build_config(run.model_spec, processor.image_token_id)
 
 
-def _cast_frozen(run: StageRun, model: nn.Module) -> None:
+def _data(run: StageRun, processor: EagleMixProcessor) -> MixtureDataset:
+    specs = [run.recipe.data[name] for name in run.stage.data]
+    dataset = build_dataset(specs, processor, run.stage.max_length, run.recipe.seed)
+    seen = check_supervision(dataset, run.stage.max_unsupervised)
+    print(
+        f"{run.title}: {seen.samples:,} samples; of {seen.checked:,} looked at, "
+        f"{seen.unsupervised} teach nothing and {seen.cut} are cut"
+    )
+    return dataset
+
+
+def _open(run: StageRun, model: nn.Module) -> PeftModel | None:
+    """Let learn what the stage says, and nothing else; the adapters, if there are any."""
+    model.requires_grad_(False)
+    adapters = add_lora(model, run.lora)
+    open_parts(model, run.trainable)
     if run.recipe.frozen_dtype:
         for part in set(run.parts) - set(run.trainable) - set(run.lora):
             for module in part_modules(model, part):
                 module.to(getattr(torch, run.recipe.frozen_dtype))
+    return adapters
 
 
 def _evaluation(run: StageRun, processor: EagleMixProcessor) -> dict[str, Any]:
@@ -173,14 +184,20 @@ def _evaluation(run: StageRun, processor: EagleMixProcessor) -> dict[str, Any]:
     return {"eval_dataset": dataset, "compute_metrics": SkillMetric(dataset)}
 
 
-def _watch(trainer: StageTrainer, run: StageRun) -> None:
+@contextmanager
+def _watched(trainer: StageTrainer, run: StageRun) -> Iterator[None]:
     """Progress, learning curve, and TensorBoard in a folder without the machine's name in it."""
-    trainer.add_callback(ProgressReport(run.title))
+    report = ProgressReport(run.title)
+    trainer.add_callback(report)
     if isinstance(trainer.compute_metrics, SkillMetric):
         trainer.add_callback(CurveWriter(run.workspace / CURVE, trainer.compute_metrics))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(run.workspace / LOGS)
+    try:
+        yield
+    finally:
+        report.close()
 
 
 def _dry_run(runs: Iterable[StageRun]) -> None:
@@ -188,9 +205,7 @@ def _dry_run(runs: Iterable[StageRun]) -> None:
     for run in runs:
         with torch.device("meta"):
             model = build_model(_build(run)[1])
-            model.requires_grad_(False)
-            add_lora(model, run.lora)
-        open_parts(model, run.trainable)
+            _open(run, model)
         show(parts_table(run, model, run.rates(training_arguments(run).learning_rate), {}))
 
 

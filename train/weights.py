@@ -152,8 +152,7 @@ def _check_expert(part: str, made: ExpertSpec, wanted: ExpertSpec) -> None:
 
 def _language_model_tensors(place: str, config: EagleMixConfig) -> dict[str, Tensor]:
     """Tensors of a plain causal LM, under the names that they have in our model."""
-    with quiet_transformers():
-        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+    llm = _load_language_model(place)
     text_config: Any = config.text_config
     found, wanted = llm.config.to_dict(), text_config.to_dict()
     for key in sorted(set(found) & set(wanted) - _MAY_DIFFER):
@@ -169,6 +168,28 @@ def _language_model_tensors(place: str, config: EagleMixConfig) -> dict[str, Ten
     if not config.tie_word_embeddings:
         tensors["lm_head.weight"] = llm.get_output_embeddings().weight.data
     return tensors
+
+
+def _load_language_model(place: str) -> PreTrainedModel:
+    with quiet_transformers():
+        llm, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    faults = [
+        f"{title}: {', '.join(map(str, sorted(report[key])))}"
+        for key, title in (
+            ("missing_keys", "missing"),
+            ("mismatched_keys", "of another shape"),
+            ("unexpected_keys", "left over"),
+        )
+        if report[key]
+    ]
+    if faults:
+        raise ValueError(
+            f"init.{LANGUAGE_MODEL}: the weights in {place} do not fit its own config.json.\n"
+            + "\n".join(faults)
+        )
+    return llm
 
 
 def _grow_vocabulary(llm: PreTrainedModel, size: int, place: str) -> None:

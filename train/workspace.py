@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint import Complete, read_complete, remove_drafts, write_json
+from train.jobs.directory import Lock
 from train.stages import StageRun
 
 IDENTITY = "identity.json"
@@ -76,6 +78,16 @@ def clear(workspace: Path) -> None:
             shutil.rmtree(path)
         elif path.suffix != ".lock":
             path.unlink()
+
+
+@contextmanager
+def locked(run: StageRun) -> Iterator[None]:
+    """Keep other processes out of the workspace. Raises `DirectoryBusy` if one works there."""
+    lock = Lock.take(run.workspace)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_workspace(run: StageRun) -> None:

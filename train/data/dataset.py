@@ -76,6 +76,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.spec = spec
         self.image_processor = processor.image_processor
+        self.root = spec.root
         template = read_template(spec.template) if spec.template is not None else None
         self.encoder = Encoder(processor, max_length, template)
         self.records = RecordFile(spec.path, spec.missing_placeholder)
@@ -124,7 +125,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         """The picture at `path` on this model's canvas, (3,S,S) uint8."""
         settings = self.image_processor
         try:
-            image = load_image(self.spec.root / path)
+            image = load_image(self.root / path)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{record.where}: {error} To leave such samples out, and count them, write a "
@@ -154,16 +155,15 @@ def _skipped(spec: DataSpec) -> list[int]:
     if spec.manifest is None:
         if spec.on_bad_image == "skip":
             raise ValueError(
-                f"{spec.path}: `on_bad_image: skip` needs a `manifest` that says which pictures are "
-                f"bad. Write it with `python -m train.data.doctor {spec.path} --out FILE`."
+                f"{spec.path}: `on_bad_image: skip` needs a `manifest` that names the bad "
+                f"pictures. Write it with `python -m train.data.doctor {spec.path} --out FILE`."
             )
         return []
     report = Manifest.load(spec.manifest).report_on(Path(spec.path), spec.manifest)
     bad = [sample for sample in report.bad if sample.fault == "image"]
     if bad and spec.on_bad_image == "fail":
         raise ValueError(
-            f"{spec.path}: {len(bad)} bad images, the first in record {bad[0].index} "
-            f'(id "{bad[0].id}"): {bad[0].reason} Mend them, or set `on_bad_image: skip` to leave '
-            "their samples out and count them."
+            f"{spec.path}: {len(bad)} bad images, such as {bad[0].reason} Mend them, or set "
+            "`on_bad_image: skip` to leave their samples out and count them."
         )
     return sorted({sample.index for sample in bad})

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from eagle_moe.schema import Schema
 
-Fault = Literal["record", "image", "limit", "unsupervised"]
-"""What is wrong with a sample: its JSON (`<image>` count included), a picture of it, its image
-tokens alone exceed the limit, or it has no token to learn."""
+Fault = Literal["record", "image", "tokens", "unsupervised"]
+"""What is wrong with a sample: its JSON (`<image>` count included); a picture of it; it cannot be
+encoded (more image tokens than the limit, refused by the template); it has no token to learn."""
 
 
 class BadSample(Schema):
@@ -39,11 +39,22 @@ class FileReport(Schema):
     counts: dict[str, Any]
 
 
+class Overlap(Schema):
+    """What two files share: distinct pictures, whole samples, and pairs of ids as examples."""
+
+    first: str
+    second: str
+    images: int
+    samples: int
+    examples: list[tuple[str, str]]
+
+
 class Manifest(Schema):
     """Reports on one or several files, made by `python -m train.data.doctor`."""
 
     version: Literal[1] = 1
     files: list[FileReport]
+    overlaps: list[Overlap] = []
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:

@@ -215,7 +215,8 @@ def _read_content(value: Any, at: str, inline: list[str]) -> list[dict[str, Any]
             inline += _inline_path(item, at)
         else:
             raise ValueError(
-                f'{at}: {item!r} is neither {{"type": "text", "text": ...}} nor {{"type": "image"}}.'
+                f'{at}: {item!r} is no content item. Write {{"type": "text", "text": ...}} or '
+                '{"type": "image"}.'
             )
     return items
 

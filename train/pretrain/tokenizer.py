@@ -41,8 +41,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     symbols = "|".join(re.escape(s) for s in SYMBOLS if len(s) > 1)
     words = "|".join(map(re.escape, WORDS))
-    # A word stands alone: neighbours that are letters, digits or transcript cells make it spelling
-    pattern = f"{symbols}|(?<![a-z0-9.\\]]) ?(?:{words})(?![a-z0-9.\\[])|(?s:.)"
+    # A word stands alone: next to letters, digits or transcript cells it is spelling
+    word = f"(?:{words})(?![a-z0-9.\\[])"
+    pattern = f"{symbols}| {word}|(?<![a-z0-9.\\]]){word}|[\\s\\S]"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_run import make_recipe, make_world
+
+from eagle_moe.build import load_model
+from train.checkpoint import read_complete, read_provenance
+from train.progress import ProgressReport
+from train.recipe import parse_recipe
+from train.run import main, run_recipe, run_stage
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path) -> Path:
+    """Output folder of a recipe of which all stages were run in one call."""
+    run_recipe(make_recipe(world))
+    return world / "run"
+
+
+def recipe_in(world: Path, out: Path, **sft: Any) -> dict[str, Any]:
+    """The world's recipe with another output folder, `sft` alone and from the start if changed."""
+    recipe = {**make_recipe(world), "output_dir": str(out)}
+    if sft:
+        stage = {**recipe["stages"]["sft"], "init_from": [], **sft}
+        recipe["stages"] = {"sft": stage}
+    return recipe
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert not [name for name in left if not torch.equal(left[name], right[name])]
+
+
+def in_child(call: Callable[[], object]) -> int:
+    """Exit code of a forked process that makes `call` (negative: killed by that signal)."""
+    child = multiprocessing.get_context("fork").Process(target=call)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def test_every_run_ends_in_a_whole_checkpoint(finished: Path) -> None:
+    folders = ["pre_align/clip", "pre_align/convnext", "align", "sft"]
+    for name in folders:
+        complete = read_complete(finished / name)
+        assert complete is not None
+        assert "/".join(filter(None, (complete.stage, complete.expert))) == name
+    assert sorted(path.name for path in finished.iterdir()) == ["align", "pre_align", "sft"]
+
+
+def test_a_checkpoint_loads_strictly_and_says_where_its_parts_come_from(finished: Path) -> None:
+    model = load_model(finished / "sft")
+    records = read_provenance(finished / "sft")
+    assert list(records) == ["experts.clip", "experts.convnext", "connector", "language_model"]
+    assert records["experts.clip"].history[1:] == ["pre_align/clip", "sft"]
+    assert records["connector"].history == ["random, seed 42", "align", "sft"]
+    assert sum(r.parameters for r in records.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_frozen_part_has_the_same_hash_in_every_stage(finished: Path) -> None:
+    hashes = {
+        name: read_provenance(finished / name)["language_model"].sha256
+        for name in ("pre_align/clip", "pre_align/convnext", "align")
+    }
+    assert len(set(hashes.values())) == 1
+    assert read_provenance(finished / "sft")["language_model"].sha256 not in hashes.values()
+
+
+def test_the_resolved_recipe_in_a_checkpoint_is_the_recipe(world: Path, finished: Path) -> None:
+    saved = yaml.safe_load((finished / "sft" / "recipe.yaml").read_text())
+    assert parse_recipe(saved, "saved") == parse_recipe(make_recipe(world), "given")
+
+
+def test_stages_one_by_one_equal_all_at_once(world: Path, finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_in(world, tmp_path / "run"), sort_keys=False))
+    for stage in ("pre_align", "align", "sft"):
+        assert main([str(path), "--stage", stage]) == 0
+    for name in ("pre_align/clip", "pre_align/convnext", "align", "sft"):
+        assert_same(tmp_path / "run" / name, finished / name)
+
+
+def test_experts_of_a_fan_out_can_be_run_apart(world: Path, finished: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(world, tmp_path / "run")
+    folder = run_stage(recipe, "pre_align", expert="convnext")
+    assert folder == tmp_path / "run/pre_align/convnext"
+    assert not (tmp_path / "run/pre_align/clip").exists()
+    assert_same(folder, finished / "pre_align/convnext")
+
+
+def test_what_is_finished_is_not_done_again(
+    world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert run_recipe(make_recipe(world)) == finished / "sft"
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert capsys.readouterr().out.count("finished before") == 4
+
+
+def test_what_only_changes_logs_does_not_count(world: Path, finished: Path) -> None:
+    run_recipe(make_recipe(world), ["stages.sft.args.logging_steps=3"], stage="sft")
+
+
+def test_changed_settings_are_refused_by_name_until_told_to_redo(
+    world: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_in(world, tmp_path / "run", trainable=["connector"], lr={}, eval=None)
+    folder = run_recipe(recipe)
+    old = weights(folder)
+    change = ["stages.sft.args.learning_rate=0.5"]
+    with pytest.raises(ValueError, match=r"learning_rate: 0.001 -> 0.5"):
+        run_recipe(recipe, change)
+    assert all(torch.equal(old[name], value) for name, value in weights(folder).items())
+    run_recipe(recipe, change, redo=True)
+    assert any(not torch.equal(old[name], value) for name, value in weights(folder).items())
+
+
+def test_the_curve_has_every_skill_at_every_evaluation(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "sft/curve.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["skill"], row["n"]) for row in rows] == [
+        (step, skill, count)
+        for step in (2, 3)
+        for skill, count in (("total", 6), ("warm", 2), ("cold", 4))
+    ]
+
+
+def test_a_killed_run_continues_to_the_same_weights(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in(world, tmp_path / "run")
+    recipe["stages"]["sft"]["init_from"] = [str(finished / "align")]
+    on_step_end = ProgressReport.on_step_end
+
+    def kill_in_step_three(self: ProgressReport, args: Any, state: Any, *rest: Any, **kw: Any):
+        on_step_end(self, args, state, *rest, **kw)
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReport, "on_step_end", kill_in_step_three)
+        assert in_child(lambda: run_recipe(recipe, stage="sft")) == -signal.SIGKILL
+    unfinished = tmp_path / "run/unfinished/sft"
+    assert [path.name for path in unfinished.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (tmp_path / "run/sft").exists()
+    run_recipe(recipe, stage="sft")
+    assert_same(tmp_path / "run/sft", finished / "sft")
+    assert not unfinished.exists()
+    curves = [folder / "sft/curve.jsonl" for folder in (tmp_path / "run", finished)]
+    assert curves[0].read_text() == curves[1].read_text()
+
+
+def test_experts_without_clip_or_convnext(tmp_path: Path) -> None:
+    recipe = make_world(tmp_path, ("sam", "pix2struct"))
+    recipe["stages"]["sft"]["lr"] = {}
+    folder = run_recipe(recipe)
+    assert list(read_provenance(folder))[:2] == ["experts.sam", "experts.pix2struct"]
+
+
+def test_lists_stages_and_their_state(
+    world: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(make_recipe(world), sort_keys=False))
+    assert main([str(path), "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("finished") == 4 and "pre_align/convnext" in shown
+
+
+def test_a_dry_run_shows_what_would_learn_and_makes_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_in(world, tmp_path / "run"), sort_keys=False))
+    assert main([str(path), "--dry-run", "stages.sft.lora={language_model: {}}",
+                 "stages.sft.trainable=[connector]", "stages.sft.lr={}"]) == 0  # fmt: skip
+    assert "(LoRA)" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--stage", "sftt"], 'Did you mean "sft"?'),
+        (["--stage", "pre_align", "--expert", "clipp"], 'Did you mean "clip"?'),
+        (["--expert", "clip"], "--stage"),
+        (["stages.sft.args.max_step=3"], 'Did you mean "max_steps"?'),
+        (["stages.sft.args.optim=adamm"], "stages.sft: args"),
+        (["data.captions.path=nowhere.json"], "data.captions: no such file: nowhere.json"),
+        (["stages.align.init_from=[runs/gone]"], "runs/gone does not exist"),
+        (["--stage", "sft"], "Run the stage that makes it first"),
+        (["init.experts={clip: random}"], "init.experts.convnext"),
+        (["init.language_model=gone/for/good"], "init.language_model: no folder gone/for/good"),
+        (["stages.align.batch_size=3", "stages.align.args.per_device_train_batch_size=2"],
+         "not a multiple"),
+    ],
+)  # fmt: skip
+def test_errors_come_before_anything_is_spent(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_in(world, tmp_path / "run"), sort_keys=False))
+    assert main([str(path), *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

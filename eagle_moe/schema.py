@@ -59,22 +59,24 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
 
 def _fields_at(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Field names of the (possibly nested) model that `location` points into."""
-    current: Any = cls
+    current = cls
     for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        # inside dict[str, X], list[X], X | None: the model among the type arguments
-        stack = [current]
-        while stack:
-            candidate = stack.pop()
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                current = candidate
-                break
-            stack.extend(getattr(candidate, "__args__", ()))
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return []
+        field = current.model_fields.get(str(part))
+        if field is None:
+            continue  # a key of dict[str, X] or an index of list[X]: X was found one step before
+        nested = _model_in(field.annotation)
+        if nested is None:
+            return []
+        current = nested
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model among the type arguments of dict[str, X], list[X], X | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    arguments = getattr(annotation, "__args__", ())
+    return next((model for model in map(_model_in, arguments) if model), None)
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,0 +1,50 @@
+"""Results -> `report.html`, `report.png`, `summary.json`, and a table in the terminal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eval.card import write_json
+from eval.report import story
+from eval.report.page import render_page
+from eval.report.poster import draw_poster
+from eval.report.results import MODELS, DemoResults, summarise
+from eval.score import TOTAL
+
+PAGE, POSTER, SUMMARY = "report.html", "report.png", "summary.json"
+
+
+def write_report(results: DemoResults, out: str | Path) -> Path:
+    """Write the three files into folder `out`; return the path of the page."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    page = render_page(results)
+    (out / f"{PAGE}.part").write_text(page, encoding="utf-8")
+    draw_poster(results, out / f"{POSTER}.part")
+    for name in (PAGE, POSTER):
+        os.replace(out / f"{name}.part", out / name)
+    write_json(out / SUMMARY, summarise(results))
+    return out / PAGE
+
+
+def print_summary(results: DemoResults, console: Console | None = None) -> None:
+    """Accuracy per skill of every model, and the mixture's lead, in the terminal."""
+    console = console or Console()
+    table = Table(title="right, in % (95 % interval)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in results.models:
+        table.add_column(MODELS[name], justify="right")
+    for skill in (TOTAL, *results.skills):
+        cells = []
+        for name in results.models:
+            score = results.accuracy[name][skill]
+            cells.append(f"{100 * score.mean:.0f} ({100 * score.low:.0f}-{100 * score.high:.0f})")
+        table.add_row(skill, *cells, style="bold" if skill == TOTAL else "")
+    console.print(table)
+    for sentence in story.lead_sentences(results):
+        console.print(sentence)

@@ -43,7 +43,7 @@ class Answerer(Protocol):
     """Whatever can answer a batch of items."""
 
     def length(self, item: Item) -> int:
-        """Length of the item's prompt in tokens; image tokens, the same for all, may be left out."""
+        """Tokens of the prompt; image tokens, as many for every item, may be left out."""
 
     def __call__(self, items: Sequence[Item]) -> list[str]:
         """One answer per item, in order."""

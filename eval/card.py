@@ -81,7 +81,7 @@ def count(answers: Sequence[Answer]) -> dict[str, Estimate]:
 
 
 def check_total(accuracy: dict[str, Estimate]) -> None:
-    """Raise `ValueError` unless the total is the mean of the skills, weighted by their questions."""
+    """Raise `ValueError` unless the total is the mean of the skills weighted by questions."""
     parts = [estimate for skill, estimate in accuracy.items() if skill != TOTAL]
     if TOTAL not in accuracy or not parts:
         raise ValueError(f"accuracy needs `{TOTAL}` and at least one skill")

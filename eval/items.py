@@ -112,7 +112,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not valid JSON: {error}") from None
             if not isinstance(record, dict):
-                raise ValueError(f"{where}: expected an object, got {type(record).__name__}.")  # noqa: TRY004 - a person's mistake
+                raise ValueError(f"{where}: expected an object, got {type(record).__name__}.")
             yield where, record
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.report.results import MODELS, CurvePoint, Probe
 from eval.score import Estimate
@@ -27,7 +27,7 @@ RULE = "#d9dce1"
 PANEL = (3.5, 2.1)
 """Inches of a panel. Text is 9 pt, so that a panel as wide as a phone is legible."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -72,17 +72,17 @@ def to_svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = 
 def draw_accuracy(axes: Axes, title: str, scores: Mapping[str, Estimate]) -> None:
     """One bar per model with its 95 % interval, the first on top."""
     names = list(scores)
+    rows = range(len(names))
     means = [100 * scores[name].mean for name in names]
     ends = [
         [100 * (scores[name].mean - scores[name].low) for name in names],
         [100 * (scores[name].high - scores[name].mean) for name in names],
     ]
-    axes.barh(names, means, height=0.72, color=[COLOURS[name] for name in names])
-    axes.errorbar(means, names, xerr=ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-    for name in names:
-        share = f"{100 * scores[name].mean:.0f} %"
-        axes.text(100 * scores[name].high + 2.5, name, share, va="center")
-    axes.set_yticks(range(len(names)), [MODELS[name].replace(", ", ",\n") for name in names])
+    axes.barh(rows, means, height=0.72, color=[COLOURS[name] for name in names])
+    axes.errorbar(means, rows, xerr=ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+    for row, score in enumerate(scores.values()):
+        axes.text(100 * score.high + 2.5, row, f"{100 * score.mean:.0f} %", va="center")
+    axes.set_yticks(rows, [MODELS[name].replace(", ", ",\n") for name in names])
     axes.invert_yaxis()
     axes.set_xlim(0, 121)  # room for the number beside a full bar
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])

@@ -117,8 +117,8 @@ def _draw_text(
     """Lines from `top` inches below the band's upper edge."""
     height = band.bbox.height / band.dpi
     text = "\n".join(lines)
-    place = {"x": 0.03, "y": 1 - top / height, "va": "top", "linespacing": 1.35}
-    band.text(s=text, fontsize=size, color=colour, parse_math=False, **place, **style)
+    style |= {"fontsize": size, "color": colour, "linespacing": 1.35, "parse_math": False}
+    band.text(0.03, 1 - top / height, text, va="top", **style)
 
 
 def _draw_tiles(band: SubFigure, results: DemoResults) -> None:

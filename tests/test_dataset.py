@@ -113,9 +113,14 @@ def test_blind_data_needs_no_image_file(data, tiny_processor):
     assert ConversationDataset(spec(data, images="drop"), tiny_processor, 512)[0]["id"] == "a"
 
 
-def test_limit_is_spread_over_the_file(data, tiny_processor):
-    dataset = ConversationDataset(spec(data, limit=2), tiny_processor, 512)
-    assert [dataset.record(n).id for n in range(len(dataset))] == ["a", "c"]
+def test_limit_takes_a_fixed_random_part(data, tiny_processor):
+    rows = data.read_text().splitlines()
+    data.write_text("\n".join(rows * 25))  # 100 records that cycle through four kinds
+    datasets = [ConversationDataset(spec(data, limit=20), tiny_processor, 512) for _ in range(2)]
+    first, second = ([part.record(n).where for n in range(len(part))] for part in datasets)
+    assert first == second
+    assert len(set(first)) == 20
+    assert {part.record(n).id for part in datasets for n in range(20)} == set("abcd")
 
 
 def test_template_override(data, tiny_processor):
@@ -136,21 +141,18 @@ def test_missing_placeholder_is_an_error_unless_it_may_be_prepended(data, tiny_p
 
 def test_counts_name_what_was_cut_and_what_teaches_nothing(data, tiny_processor):
     # one token per letter and 16 per image: "a" takes 44, "c" 30; "b" loses its answer
-    dataset = ConversationDataset(spec(data, limit=3), tiny_processor, 43)
+    dataset = ConversationDataset(spec(data), tiny_processor, 43)
     assert dataset.counts() == {
-        "records": 3,
+        "records": 4,
         "skipped": 0,
         "seen": 0,
         "cut": 0,
         "unsupervised": 0,
     }
-    lengths = [dataset.encode(n) for n in range(3)]
     for _ in range(2):  # a second epoch counts nothing twice
-        [dataset.encode(n) for n in range(3)]
-    cut = [dataset.record(n).id for n, item in enumerate(lengths) if item.cut]
-    unsupervised = [dataset.record(n).id for n, item in enumerate(lengths) if not item.supervised]
-    assert cut == ["a", "b"]
-    assert unsupervised == ["b"]
+        encoded = [dataset.encode(n) for n in range(4)]
+    assert [item.cut for item in encoded] == [True, True, False, False]
+    assert [item.supervised for item in encoded] == [4, 0, 9, 4]
     assert dataset.counts()["cut"] == 2
     assert dataset.counts()["unsupervised"] == 1
     assert dataset.named("unsupervised") == ["b"]
@@ -238,7 +240,7 @@ def test_other_colour_modes_are_converted(data, tiny_processor, make_image, mode
     assert canvas.dtype == torch.uint8
 
 
-BAD = BadSample(index=1, id="b", fault="image", reason="images/1.png: is empty.")
+BAD = BadSample(index=1, id="b", fault="image", reason='record 1 (id "b"): 1.png: is empty.')
 
 
 def test_skip_leaves_out_and_counts_what_the_manifest_names(data, tiny_processor):

@@ -115,7 +115,7 @@ def test_missing_placeholder_can_be_prepended_but_a_wrong_count_cannot():
             {"conversations": [{"from": "human", "value": 3}]},
             r"`conversations\[0\]\.value` must be text",
         ),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "is neither"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "is no content item"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
             "not downloaded",

@@ -37,9 +37,11 @@ def test_above_the_limit_the_run_is_refused(dataset):
         check_supervision(dataset, limit=0.09, sample=None)
 
 
-def test_a_sample_is_spread_over_the_data(dataset):
-    with pytest.raises(ValueError, match="2 of 4 samples"):
-        check_supervision(dataset, sample=4)  # records 0, 5, 10, 15
+def test_a_part_is_enough_to_notice(dataset):
+    report = check_supervision(dataset, limit=1.0, sample=12)
+    assert report.checked == 12
+    assert report.unsupervised == len(report.named) > 0
+    assert dataset.counts()["seen"] == 12
 
 
 def test_a_limit_that_cuts_every_answer_is_noticed(tmp_path, dataset, tiny_processor):

@@ -6,6 +6,7 @@ left out before step 1 because the doctor's manifest names it and `on_bad_image:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +36,7 @@ class DataSpec(Schema):
 
     - `path`: a .json or .jsonl file in LLaVA or `messages` style.
     - `image_root`: folder that image paths are relative to; by default that of the file.
-    - `limit`: use only that many records, evenly spaced over the file.
+    - `limit`: use only that many records, chosen at random once and for all.
     - `weight`: how often a record is seen per epoch; 0.5 is a fixed random half of them.
     - `images`: `drop` removes pictures and placeholders (the blind baseline).
     - `missing_placeholder`: `prepend` puts the pictures of a record without any `<image>` first.
@@ -84,7 +85,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self.skipped = _skipped(spec)
         kept = np.setdiff1d(kept, np.asarray(self.skipped, dtype=np.int64))
         if spec.limit is not None and spec.limit < len(kept):
-            kept = kept[np.linspace(0, len(kept), spec.limit, endpoint=False).astype(np.int64)]
+            kept = kept[choose(len(kept), spec.limit)]
         if len(kept) == 0:
             raise ValueError(f"{spec.path}: no sample is left; the manifest names all as bad.")
         self._kept: NDArray[np.int64] = kept
@@ -146,6 +147,14 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         """Ids of the first `limit` samples that were `cut` or `unsupervised`."""
         indices = np.flatnonzero(self._flags.numpy() & _FLAGS[what])[:limit]
         return [self.record(int(index)).id for index in indices]
+
+
+def choose(count: int, number: int, seed: int | Sequence[int] = 0) -> NDArray[np.int64]:
+    """`number` different indices below `count`, sorted; random, but fixed by `seed`.
+
+    Not every n-th: data sets that cycle through their subjects would lose some of them.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(count)[:number])
 
 
 def _skipped(spec: DataSpec) -> list[int]:

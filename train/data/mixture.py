@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from train.data.dataset import ConversationDataset, DataSpec
+from train.data.dataset import ConversationDataset, DataSpec, choose
 from train.data.labels import Encoded
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         sources, indices = [], []
         for number, part in enumerate(self.parts):
             # a stream per part: adding a source must not change what is drawn from the others
-            chosen = _draw(len(part), part.spec.weight, np.random.default_rng([seed, number]))
+            chosen = _draw(len(part), part.spec.weight, [seed, number])
             if len(chosen) == 0:
                 raise ValueError(
                     f"{part.spec.path}: weight = {part.spec.weight} of {len(part)} records is "
@@ -80,8 +80,8 @@ def build_dataset(
     )
 
 
-def _draw(count: int, weight: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices below `count`: all of them floor(weight) times, then a sorted random remainder."""
+def _draw(count: int, weight: float, seed: Sequence[int]) -> NDArray[np.int64]:
+    """Indices below `count`: all of them floor(weight) times, then a random remainder."""
     times, rest = divmod(round(weight * count), count)
     every = np.tile(np.arange(count, dtype=np.int64), times)
-    return np.concatenate([every, np.sort(rng.permutation(count)[:rest])])
+    return np.concatenate([every, choose(count, rest, seed)])

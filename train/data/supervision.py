@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from train.data.dataset import ConversationDataset
+from train.data.dataset import ConversationDataset, choose
 from train.data.mixture import MixtureDataset
 
 MAX_UNSUPERVISED = 0.01
@@ -37,15 +35,14 @@ def check_supervision(
     limit: float = MAX_UNSUPERVISED,
     sample: int | None = 2000,
 ) -> Supervision:
-    """Encode `sample` samples spread evenly over `dataset` (all if None); opens no picture.
+    """Encode `sample` random samples of `dataset` (all if None); opens no picture.
 
     Raises `ValueError` if more than `limit` (0..1) of them have no token to learn, naming some, or
     if one cannot be encoded at all.
     """
     total = len(dataset)
     checked = total if sample is None else min(sample, total)
-    indices = np.linspace(0, total, checked, endpoint=False).astype(np.int64)
-    encoded = [dataset.encode(int(index)) for index in indices]
+    encoded = [dataset.encode(int(index)) for index in choose(total, checked)]
     report = Supervision(
         samples=total,
         checked=checked,

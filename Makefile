@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest check format train prealign align sft eval chat clean
+.PHONY: help setup demo test test-oldest check format train prealign align sft doctor eval chat clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,8 +52,12 @@ align: setup  ## its stage align: the connector of the mixture
 sft: setup  ## its stage sft: supervised fine-tuning
 	$(BIN)/python -m train.run $(RECIPE) --stage sft $(ARGS)
 
-eval: setup  ## scores with intervals: make eval MODEL=runs/... DATA=data/test.jsonl
-	$(BIN)/python -m eval.run --model $(call given,MODEL) --data $(call given,DATA) $(ARGS)
+doctor: setup  ## examine the data of a recipe before training on it
+	$(BIN)/python -m train.data.doctor --recipe $(RECIPE) $(ARGS)
+
+eval: setup  ## scores with intervals: make eval MODEL=runs/... DATA=folder of a suite
+	$(BIN)/python -m eval.run --model $(call given,MODEL) --data $(call given,DATA) \
+	  --out $(or $(OUT),$(MODEL)/eval) $(ARGS)
 
 given = $(or $($(1)),$(error say $(1)=... (see make help)))
 

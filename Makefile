@@ -64,7 +64,7 @@ given = $(or $($(1)),$(error say $(1)=... (see make help)))
 # ---- check -------------------------------------------------------------------------------------
 
 # Every process of pytest imports torch and transformers (about 1 GB each), hence a bound.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 test: setup  ## all tests, on every core
 	$(PYTEST) $(ARGS)
@@ -86,7 +86,7 @@ OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,canvas config image_proc
 site = $(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 test-oldest: $(OLDEST)/installed  ## the model tests on the oldest transformers that engines pin
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 8 $(OLDEST_TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n logical --maxprocesses 8 $(OLDEST_TESTS) $(ARGS)
 
 $(OLDEST)/installed: $(VENV)/installed
 	rm -rf $(OLDEST)

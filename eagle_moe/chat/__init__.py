@@ -1,0 +1,1 @@
+"""Talking to a model: a session, and the terminal around it."""

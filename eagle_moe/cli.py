@@ -1,0 +1,111 @@
+"""`eagle-moe`: the commands for people who use models. Everything heavy is imported when needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import eagle_moe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Mistakes of the person end in one line, code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eagle-moe", description="Vision-language models with a mixture of vision experts."
+    )
+    parser.add_argument("--version", action="version", version=f"eagle-moe {eagle_moe.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_experts(commands)
+    _add_chat(commands)
+    doctor = commands.add_parser("doctor", help="show versions and what is missing, and why")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_experts(commands: argparse._SubParsersAction) -> None:
+    experts = commands.add_parser("experts", help="list and check vision experts")
+    actions = experts.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="every expert with view, map, size and licence")
+    listing.set_defaults(run=_list_experts)
+    check = actions.add_parser(
+        "check",
+        help="build experts with random weights and test what they promise",
+        description="Build experts with random weights and test what they promise.",
+    )
+    check.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME | KEY=VALUE",
+        help="presets, timm:<model> or open_clip:<model>, and overrides such as view.size=64; "
+        "without a name: every tiny preset",
+    )
+    check.set_defaults(run=_check_experts)
+
+
+def _add_chat(commands: argparse._SubParsersAction) -> None:
+    chat = commands.add_parser("chat", help="ask a model about images")
+    chat.add_argument("--model", required=True, metavar="DIR", help="a checkpoint's folder")
+    chat.add_argument(
+        "--image",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images for the first question",
+    )
+    chat.add_argument("--prompt", metavar="TEXT", help="ask this only, and leave")
+    chat.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
+    chat.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the best")
+    chat.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the weights; default: as saved",
+    )
+    chat.set_defaults(run=_chat)
+
+
+def _list_experts(arguments: argparse.Namespace) -> int:
+    from eagle_moe.experts.commands import list_command
+
+    return list_command()
+
+
+def _check_experts(arguments: argparse.Namespace) -> int:
+    from eagle_moe.experts.commands import check_command
+
+    return check_command(arguments.names)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1.")
+    eagle_moe.register()
+    from eagle_moe.chat.session import ChatSession
+    from eagle_moe.chat.terminal import run_chat
+
+    session = ChatSession.load(arguments.model, arguments.device, arguments.dtype)
+    run_chat(session, arguments.image, arguments.prompt, arguments.max_new_tokens)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from eagle_moe.doctor import run_doctor
+
+    return run_doctor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

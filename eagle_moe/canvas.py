@@ -97,8 +97,8 @@ def _check(image: Image.Image, name: str, max_pixels: int, frames: str) -> None:
     if count > 1 and image.format != "MPO":
         if frames == "one":
             raise ValueError(
-                f"{name}: has {count} frames (animation or pages), one was expected. Save the frame "
-                'that matters as its own image, or pass frames="first".'
+                f"{name}: has {count} frames (animation or pages), one was expected. Save the one "
+                'that matters as an image of its own, or pass frames="first".'
             )
         image.seek(0)
 

@@ -40,7 +40,7 @@ class EagleMixVisionConfig(PreTrainedConfig):
 
     @property
     def expert_specs(self) -> tuple[ExpertSpec, ...]:
-        return tuple(ExpertSpec.parse(entry, "experts") for entry in self.experts or ())
+        return tuple(ExpertSpec.model_validate(entry) for entry in self.experts or ())
 
     @property
     def fusion_options(self) -> Any:
@@ -66,8 +66,8 @@ class EagleMixConfig(PreTrainedConfig):
     model_type = "eagle_moe"
     sub_configs = {"text_config": AutoConfig, "vision_config": EagleMixVisionConfig}
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     connector: dict[str, Any] | None = None
     image_token_id: int = 32000
     tie_word_embeddings: bool = False

@@ -16,7 +16,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from eagle_moe.canvas import CLIP_MEAN_COLOUR, load_image, to_canvas
 
 
-class EagleMixImageProcessorKwargs(ImagesKwargs, total=False):
+class EagleMixImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """`fit`: "pad" or "crop"; `fill`: RGB colour around a padded image."""
 
     fit: str
@@ -31,7 +31,7 @@ class EagleMixImageProcessor(PilBackend):
     """
 
     valid_kwargs = EagleMixImageProcessorKwargs
-    size = {"height": 1024, "width": 1024}  # noqa: RUF012 - transformers reads class attributes
+    size: Any = {"height": 1024, "width": 1024}
     rescale_factor = None  # values stay 0..255
     fit = "pad"
     fill = CLIP_MEAN_COLOUR

@@ -42,7 +42,7 @@ class EagleMixPreTrainedModel(PreTrainedModel):
 
     config: EagleMixConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: ClassVar[tuple[str, ...]] = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -84,7 +84,7 @@ class EagleMixVisionModel(EagleMixPreTrainedModel):
     def _experts(self) -> list[tuple[str, VisionExpert]]:
         return list(self.towers.items())  # type: ignore[arg-type]
 
-    def get_input_embeddings(self) -> None:  # type: ignore[override]
+    def get_input_embeddings(self) -> None:
         return None
 
     def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ class EagleMixModel(EagleMixPreTrainedModel):
 class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin):
     """Images and text in, text out."""
 
-    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: EagleMixConfig) -> None:
@@ -332,5 +332,6 @@ def _cast_for(module: nn.Module, x: Tensor) -> Tensor:
 
 def _restore_buffers(module: nn.Module) -> None:
     """Recompute timm's non-persistent buffers, which loading leaves as uninitialised memory."""
-    if hasattr(module, "init_non_persistent_buffers"):
-        module.init_non_persistent_buffers()
+    restore = getattr(module, "init_non_persistent_buffers", None)
+    if restore is not None:
+        restore()

@@ -35,8 +35,8 @@ class EagleMixProcessor(ProcessorMixin):
         seen = tokenizer.decode(ids).strip(), tokenizer.decode(ids, skip_special_tokens=True)
         if len(ids) != 1 or seen != (image_token, ""):
             raise ValueError(
-                f"tokenizer: {image_token} must be one special token, but is encoded as {ids}. Load "
-                "the tokenizer with "
+                f"tokenizer: {image_token} must be one special token, but is encoded as {ids}. "
+                "Load the tokenizer with "
                 f'from_pretrained(..., extra_special_tokens={{"image_token": "{image_token}"}}).'
             )
         self.image_token = image_token

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ class MLPOptions(Schema):
 class MLPConnector(Connector):
     """Linear C->D, then (GELU, Linear D->D) `depth - 1` times. One image token per fused token."""
 
-    Options = MLPOptions
+    Options: ClassVar[type[Schema]] = MLPOptions
 
     def __init__(
         self, in_channels: int, hidden_size: int, num_tokens: int, options: MLPOptions

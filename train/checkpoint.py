@@ -199,13 +199,11 @@ def _sync_one(path: Path) -> None:
 
 def _is_full(error: BaseException) -> bool:
     """Whether `error` says that no more can be written, in whichever library's words."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    text = str(error)
-    # safetensors reports "... (os error 28)"; torch.save hides the cause.
-    return any(f"os error {code})" in text for code in _FULL) or (
-        isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text
-    )
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors reports "... (os error 28)". torch.save does not say why it could not write.
+    signs = [*(f"os error {code})" for code in _FULL), "iostream error", "inline_container.cc"]
+    return any(sign in str(error) for sign in signs)
 
 
 def _full_message(target: Path, error: BaseException) -> str:

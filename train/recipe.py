@@ -17,11 +17,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from eagle_moe.build import ModelSpec
+from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import resolve_expert
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
 from train.data import DataSpec
 from train.parts import resolve_parts
+
+Dtype = Literal["float32", "bfloat16"]
 
 RANDOM = "random"
 """Said instead of a folder: the part starts from random weights, on purpose."""
@@ -96,6 +99,10 @@ class Stage(Schema):
     max_unsupervised: float = Field(0.01, ge=0, le=1)
     """Share of samples without a token to learn from above which the run refuses to start."""
     eval: Evaluation | None = None
+    dtype: Dtype | None = None
+    """As the recipe's, for this stage."""
+    frozen_dtype: Dtype | None = None
+    """As the recipe's, for this stage."""
     args: dict[str, Any] = {}
     """Any field of transformers' `TrainingArguments`."""
 
@@ -125,10 +132,10 @@ class Recipe(Schema):
     seed: int = 42
     model: ModelSpec
     init: Init = Init()
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that learn, and of checkpoints. Mixed precision is `args.bf16` of a stage."""
-    frozen_dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the parts that a stage leaves alone, in memory; default: `dtype`."""
+    dtype: Dtype = "float32"
+    """Of the weights. Mixed precision is something else: `args.bf16` of a stage."""
+    frozen_dtype: Dtype | None = None
+    """Of the parts that a stage leaves alone, to save memory; default: `dtype`."""
     attn_implementation: str = "sdpa"
     data: dict[str, DataSpec]
     stages: dict[str, Stage] = Field(min_length=1)
@@ -142,12 +149,23 @@ class Recipe(Schema):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `key.sub=value` overrides, check it whole.
 
-    `model` may be the path of a model file (relative to the recipe, the working directory or the
-    repository), or a mapping whose `base` is such a path and whose other keys override it.
+    `base: FILE` at the top takes what the file does not say from another recipe. `model` may be
+    the path of a model file, or a mapping with such a `base` and changes. Mappings are merged key
+    by key, `null` removes a key. Files are looked for beside the recipe, in the working directory
+    and in the repository.
     Raises `FileNotFoundError` or `ValueError` that name the file, the key and the nearest name.
     """
     path = Path(path)
-    return parse_recipe(load_yaml(path), str(path), overrides, path.parent)
+    return parse_recipe(_read(path), str(path), overrides, path.parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe file, on top of its `base` if it names one."""
+    data = load_yaml(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    return _merge(_read(_find(base, f"{path}: `base`", path.parent)), data)
 
 
 def parse_recipe(
@@ -188,26 +206,34 @@ def _expand_model(data: dict[str, Any], source: str, folder: Path) -> dict[str, 
     if not isinstance(model, dict) or "base" not in model:
         return data
     given = {key: value for key, value in model.items() if key != "base"}
-    return {**data, "model": _merge(load_yaml(_find(model["base"], source, folder)), given)}
+    base = load_yaml(_find(model["base"], f"{source}: `model`", folder))
+    return {**data, "model": _merge(base, given)}
 
 
-def _find(name: str, source: str, folder: Path) -> Path:
+def _find(name: str, where: str, folder: Path) -> Path:
     places = [folder, Path(), Path(__file__).parents[1]]
     for place in places:
         if (place / name).is_file():
             return place / name
     looked = ", ".join(str((place / name).resolve()) for place in places)
-    raise FileNotFoundError(f"{source}: `model`: no file {name} (looked for {looked}).")
+    raise FileNotFoundError(f"{where}: no file {name} (looked for {looked}).")
 
 
 def _merge(base: Any, given: Any) -> Any:
-    """Mappings are merged key by key, anything else is replaced."""
-    if isinstance(base, dict) and isinstance(given, dict):
-        return {**base, **{key: _merge(base.get(key), value) for key, value in given.items()}}
-    return given
+    """`given` on top of `base`, by the rules of JSON Merge Patch (RFC 7386)."""
+    if not isinstance(given, dict):
+        return given
+    merged = dict(base) if isinstance(base, dict) else {}
+    for key, value in given.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged
 
 
 def _check(recipe: Recipe, source: str) -> None:
+    _check_model(recipe, source)
     experts = recipe.experts
     for name in recipe.init.experts:
         _known(name, experts, f"{source}: init.experts")
@@ -217,13 +243,25 @@ def _check(recipe: Recipe, source: str) -> None:
         _check_parts(stage, experts, where)
         _check_sources(stage, earlier, experts, where)
         _check_arguments(stage, where)
-        if stage.template:
-            read_template(stage.template)
-        if recipe.frozen_dtype not in (None, recipe.dtype) and not stage.args.get("bf16"):
+        frozen = stage.frozen_dtype or recipe.frozen_dtype
+        if frozen not in (None, stage.dtype or recipe.dtype) and not stage.args.get("bf16"):
             raise ValueError(f"{where}: frozen_dtype differs from dtype: this needs args.bf16.")
         for data in [*stage.data, *([stage.eval.data] if stage.eval else [])]:
             _known(data, recipe.data, f"{where}: data")
         earlier[name] = stage
+
+
+def _check_model(recipe: Recipe, source: str) -> None:
+    """Experts, fusion, connector and chat templates; the LLM's config may need a download."""
+    spec = recipe.model
+    vision = {"experts": spec.experts, "fusion": spec.fusion}
+    try:
+        EagleMixConfig(vision_config=vision, connector=spec.connector)
+        for template in {spec.template, *(stage.template for stage in recipe.stages.values())}:
+            if template is not None:
+                read_template(template)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _known(name: str, names: Collection[str], where: str) -> None:

@@ -168,10 +168,9 @@ def _open(run: StageRun, model: nn.Module) -> PeftModel | None:
     model.requires_grad_(False)
     adapters = add_lora(model, run.lora)
     open_parts(model, run.trainable)
-    if run.recipe.frozen_dtype:
-        for part in set(run.parts) - set(run.trainable) - set(run.lora):
-            for module in part_modules(model, part):
-                module.to(getattr(torch, run.recipe.frozen_dtype))
+    for part in set(run.parts) - set(run.trainable) - set(run.lora):
+        for module in part_modules(model, part):
+            module.to(getattr(torch, run.frozen_dtype))
     return adapters
 
 

@@ -142,16 +142,21 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
     Data and foreign weights count by content, checkpoints by the hash of each part's weights.
     """
     recipe, stage = run.recipe, run.stage
-    told = stage.model_dump(mode="json", exclude={"eval", "max_unsupervised"})
+    told = stage.model_dump(
+        mode="json", exclude={"dtype", "frozen_dtype", "eval", "max_unsupervised"}
+    )
     told["args"] = {k: v for k, v in told["args"].items() if k not in WITHOUT_EFFECT}
     told["init_from"] = None  # what it leads to counts, not what it is called
     data = {
         name: {**recipe.data[name].dump(), "content": _content(recipe.data[name].path)}
         for name in stage.data
     }
-    settings = recipe.model_dump(
-        mode="json", include={"seed", "dtype", "frozen_dtype", "attn_implementation"}
-    )
+    settings = {
+        "seed": recipe.seed,
+        "attn_implementation": recipe.attn_implementation,
+        "dtype": run.dtype,
+        "frozen_dtype": run.frozen_dtype,
+    }
     weights = {part: _digest(part, origin) for part, origin in origins.items()}
     # resolved, so that a preset that changed under its name is noticed
     specs = [resolve_expert(entry).model_dump(exclude={"card"}) for entry in run.model_spec.experts]

@@ -90,6 +90,16 @@ class StageRun:
         return spec.model_copy(update=changes)
 
     @property
+    def dtype(self) -> str:
+        """Of the weights, by torch's name."""
+        return self.stage.dtype or self.recipe.dtype
+
+    @property
+    def frozen_dtype(self) -> str:
+        """Of the parts that do not learn."""
+        return self.stage.frozen_dtype or self.recipe.frozen_dtype or self.dtype
+
+    @property
     def trainable(self) -> tuple[str, ...]:
         """Parts whose own weights learn."""
         return self._mine(self.stage.trainable)

@@ -83,7 +83,7 @@ def _materialise(
             None,
             config=config,
             state_dict=tensors,
-            dtype=getattr(torch, recipe.dtype),
+            dtype=getattr(torch, run.dtype),
             attn_implementation=recipe.attn_implementation,
         )
 

@@ -114,6 +114,12 @@ def test_spec_errors_name_the_file_and_the_nearest_key(tmp_path):
     assert load_model_spec(path, overrides).canvas.size == 64
 
 
+def test_a_language_model_needs_a_source():
+    with pytest.raises(ValueError, match="give `checkpoint`, or both `config` and `tokenizer`"):
+        spec(language_model={"config": LLAMA})
+    assert spec(language_model={"config": LLAMA, "tokenizer": "a"}).language_model.checkpoint is None
+
+
 def test_typos_in_kinds_are_explained():
     for changes, message in (
         ({"experts": ["clipp"]}, r'no expert "clipp".*Did you mean "clip"'),

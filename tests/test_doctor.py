@@ -132,7 +132,10 @@ def test_everything_wrong_is_found_at_once(folder, tiny_folder, make_image, caps
         assert words in reason
         assert "record" in reason  # each names its record
     shown = capsys.readouterr().out
-    assert "3 malformed records; 3 samples with bad images; 10.0% of samples without" in shown
+    assert (
+        "malformed records: 3; samples with bad images: 3; samples without a token to learn: 10.0%"
+        in shown
+    )
     for reason in reasons:
         assert reason in shown
 
@@ -203,7 +206,7 @@ def test_leaks_between_files(folder, make_image, capsys):
     (overlap,) = manifest.overlaps
     assert (overlap.images, overlap.samples) == (1, 1)
     assert overlap.examples == [("train3", "seen")]
-    assert "share 1 pictures and 1 whole samples" in capsys.readouterr().out
+    assert "share pictures: 1, whole samples: 1" in capsys.readouterr().out
 
 
 def test_workers_find_the_same(folder, tiny_folder):

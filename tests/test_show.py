@@ -28,7 +28,7 @@ def test_plain_text(record, tiny_processor):
     shown = show_sample(record, encoder, colour=False).plain
     tokens = encoder(record).length
     assert shown == (
-        f"x: {tokens} tokens, 11 supervised, 2 images\n"
+        f"x: tokens {tokens}, supervised 11, images 2\n"
         "<s>USER: <image> x 16\n<image> x 16\nwhat [now] "
         "ASSISTANT:[[ a cat</s>]]USER: ? ASSISTANT:[[ no</s>]]"
     )
@@ -49,5 +49,5 @@ def test_what_is_cut_off_is_said(record, tiny_processor):
     encoder = Encoder(tiny_processor, 70)
     lost = Encoder(tiny_processor, None)(record).length - 70
     shown = show_sample(record, encoder, colour=False).plain
-    assert shown.startswith("x: 70 tokens, 7 supervised, 2 images, ")
-    assert f"{lost} tokens cut off" in shown.splitlines()[0]
+    heading = f"x: tokens 70, supervised 7, images 2, cut off {lost}"
+    assert shown.splitlines()[0] == heading

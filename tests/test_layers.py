@@ -23,7 +23,7 @@ LAYERS = [
     {"model", "image_processor"},
     {"processor"},
     {"build"},
-    {"chat"},
+    {"chat", "doctor"},
     {"cli"},
 ]
 """Of `eagle_moe`: a module imports from the layers before its own, never from its neighbours."""

@@ -258,7 +258,7 @@ def _print_verdict(console: Console, report: FileReport, reasons: list[str]) -> 
         )
         return
     left_out = len({sample.index for sample in report.bad if sample.fault == "image"})
-    note = f", leaving out {left_out} samples with bad images" if left_out else ""
+    note = f" (samples left out for their images: {left_out})" if left_out else ""
     console.print(f"{path}: can be trained on{note}", style="green", soft_wrap=True)
 
 
@@ -271,8 +271,8 @@ def _print_overlap(console: Console, overlap: Overlap) -> None:
         return
     examples = ", ".join(" = ".join(ids) for ids in overlap.examples)
     console.print(
-        f"{escape(pair)} share {overlap.images} pictures and {overlap.samples} whole samples "
-        f"(such as {escape(examples)}): a score on one is no proof for the other.",
+        f"{escape(pair)} share pictures: {overlap.images}, whole samples: {overlap.samples} "
+        f"(such as {escape(examples)}). A score on one is no proof for the other.",
         style="yellow",
         soft_wrap=True,
     )

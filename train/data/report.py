@@ -18,6 +18,7 @@ EXAMPLES = 5
 
 def report_on(found: Examination, tokenised: bool) -> FileReport:
     """The file's part of the manifest. `tokenised`: the examination had an encoder."""
+    read = found.id_hashes != 0
     counts: dict[str, Any] = {
         "kinds": dict(found.kinds),
         "skills": dict(found.skills),
@@ -25,8 +26,8 @@ def report_on(found: Examination, tokenised: bool) -> FileReport:
         "distinct_images": len(np.unique(found.image_hashes)),
         "duplicate_ids": _extra(found.id_hashes),
         "duplicate_samples": _extra(found.sample_hashes),
-        "answers": spread(found.answers),
-        "characters": spread(found.chars),
+        "answers": spread(found.answers[read]),
+        "characters": spread(found.chars[read]),
         "image_side": spread(found.image_sides),
     }
     if tokenised:
@@ -92,16 +93,16 @@ def refusals(found: Examination, tokenised: bool, max_unsupervised: float) -> li
     """Why training would refuse this file; empty if it would not."""
     reasons = []
     if broken := found.faults("record"):
-        reasons.append(f"{len(broken)} malformed records")
+        reasons.append(f"malformed records: {len(broken)}")
     images = {sample.index for sample in found.faults("image")}
     if images and found.spec.on_bad_image == "fail":
-        reasons.append(f"{len(images)} samples with bad images")
+        reasons.append(f"samples with bad images: {len(images)}")
     if large := found.faults("tokens"):
-        reasons.append(f"{len(large)} samples that cannot be encoded")
+        reasons.append(f"samples that cannot be encoded: {len(large)}")
     if tokenised and (encoded := int((found.tokens > 0).sum())):
         share = len(found.faults("unsupervised")) / encoded
         if share > max_unsupervised:
-            reasons.append(f"{share:.1%} of samples without a token to learn")
+            reasons.append(f"samples without a token to learn: {share:.1%}")
     return reasons
 
 

@@ -19,11 +19,11 @@ def show_sample(record: Record, encoder: Encoder, colour: bool) -> Text:
     """
     encoded = encoder(record)
     heading = (
-        f"{record.id}: {len(encoded.input_ids)} tokens, {encoded.supervised} supervised, "
-        f"{len(record.images)} images"
+        f"{record.id}: tokens {len(encoded.input_ids)}, supervised {encoded.supervised}, "
+        f"images {len(record.images)}"
     )
     if encoded.cut:
-        heading += f", {encoded.length - len(encoded.input_ids)} tokens cut off"
+        heading += f", cut off {encoded.length - len(encoded.input_ids)}"
     shown = Text(heading + "\n", style="bold")
     for kind, text in _runs(encoded, encoder):
         if kind == "image":

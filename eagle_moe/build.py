@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from eagle_moe.canvas import CLIP_MEAN_COLOUR, Fit
@@ -34,12 +34,18 @@ class CanvasSpec(Schema):
 class LanguageModelSpec(Schema):
     """The causal language model that reads the image tokens."""
 
-    checkpoint: str
-    """Hub id or folder of its weights."""
+    checkpoint: str | None = None
+    """Hub id or folder of its weights; a recipe may give them instead."""
     config: dict[str, Any] | None = None
     """Its config's fields with `model_type`; default: read from `checkpoint`."""
     tokenizer: str | None = None
     """Hub id or folder; default: `checkpoint`."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.checkpoint is None and (self.config is None or self.tokenizer is None):
+            raise ValueError("give `checkpoint`, or both `config` and `tokenizer`")
+        return self
 
 
 class ModelSpec(Schema):

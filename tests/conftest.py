@@ -45,13 +45,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_config(
-    experts: tuple[str, ...] = ("clip-tiny", "convnext-tiny"), grid: int = 4, **changes: object
+    experts: tuple[str | dict, ...] = ("clip-tiny", "convnext-tiny"),
+    grid: int = 4,
+    **changes: object,
 ) -> EagleMixConfig:
-    """A two-layer Llama of width 32 behind tiny experts; `grid`**2 tokens per image."""
+    """A two-layer Llama of width 32 behind tiny experts; `grid`**2 tokens per image.
+
+    A preset `<kind>-tiny` is called `<kind>` in the model.
+    """
     fields: dict = {
         "vision_config": {
             "canvas_size": CANVAS,
-            "experts": [{"preset": name, "name": name.split("-")[0]} for name in experts],
+            "experts": list(experts),
             "fusion": {"kind": "channel_concat", "grid": grid, "norm": "layernorm"},
         },
         "text_config": {

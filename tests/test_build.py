@@ -117,7 +117,9 @@ def test_spec_errors_name_the_file_and_the_nearest_key(tmp_path):
 def test_a_language_model_needs_a_source():
     with pytest.raises(ValueError, match="give `checkpoint`, or both `config` and `tokenizer`"):
         spec(language_model={"config": LLAMA})
-    assert spec(language_model={"config": LLAMA, "tokenizer": "a"}).language_model.checkpoint is None
+    assert (
+        spec(language_model={"config": LLAMA, "tokenizer": "a"}).language_model.checkpoint is None
+    )
 
 
 def test_typos_in_kinds_are_explained():

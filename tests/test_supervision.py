@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from train.data import ConversationDataset, DataSpec, check_supervision
+from train.data import ConversationDataset, DataSpec, build_dataset, check_supervision
 
 
 @pytest.fixture
@@ -42,6 +42,30 @@ def test_a_part_is_enough_to_notice(dataset):
     assert report.checked == 12
     assert report.unsupervised == len(report.named) > 0
     assert dataset.counts()["seen"] == 12
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ({"id": "z", "text": "x"}, r"record 20 \(id \"z\"\): give `conversations`"),
+        (
+            {
+                "id": "z",
+                "image": ["x.png"] * 5,
+                "conversations": [{"from": "human", "value": "<image>" * 5}],
+            },
+            r"id \"z\"\): 5 images take 80 tokens, but the limit is 64",
+        ),
+    ],
+)
+def test_one_impossible_record_is_found_before_step_one(tmp_path, tiny_processor, last, message):
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"id": str(n), "conversations": turns} for n in range(20)]
+    path = tmp_path / "late.json"
+    path.write_text(json.dumps([*rows, last]))
+    dataset = build_dataset([DataSpec(path=str(path))], tiny_processor, 64)
+    with pytest.raises(ValueError, match=message):
+        check_supervision(dataset, sample=1)
 
 
 def test_a_limit_that_cuts_every_answer_is_noticed(tmp_path, dataset, tiny_processor):

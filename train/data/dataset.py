@@ -109,6 +109,14 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self._flags[index] = flags | (_UNSUPERVISED if encoded.supervised == 0 else 0)
         return encoded
 
+    def check_records(self) -> None:
+        """Raises `ValueError` if a record is malformed or its image tokens exceed the limit.
+
+        Parses every record (tens of microseconds each), so that none stops the run later.
+        """
+        for index in range(len(self)):
+            self.encoder.check_fits(self.record(index))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.record(index)
         encoded = self._encode(index, record)

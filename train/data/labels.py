@@ -77,6 +77,7 @@ class Encoder:
 
     def __call__(self, record: Record) -> Encoded:
         """Raises `ValueError`, naming the sample, if its image tokens alone do not fit."""
+        self.check_fits(record)
         text, spans = self.render(record)
         ids, learned = self._tokenise(text, spans)
         is_image = ids == self.image_token_id
@@ -87,7 +88,7 @@ class Encoder:
         ids, is_image = np.repeat(ids, repeats), np.repeat(is_image, repeats)
         learned = np.repeat(learned, repeats) & ~is_image
         length = len(ids)
-        keep = self._kept(is_image, record)
+        keep = self._kept(is_image)
         ids, learned = ids[keep], learned[keep]
         labels = np.where(learned, ids, IGNORE_INDEX)
         return Encoded(ids, labels, length, int(learned.sum()))
@@ -138,16 +139,19 @@ class Encoder:
                 f"{len(record.images)} images. The chat template must write one per image item."
             )
 
-    def _kept(self, is_image: NDArray[np.bool_], record: Record) -> NDArray[np.bool_]:
-        """Which tokens stay within `max_length`: every image token, then text from the front."""
-        if self.max_length is None or len(is_image) <= self.max_length:
-            return np.ones_like(is_image)
-        image_tokens = int(is_image.sum())
-        if image_tokens > self.max_length:
+    def check_fits(self, record: Record) -> None:
+        """Raises `ValueError` if the image tokens of `record` alone exceed the limit."""
+        image_tokens = len(record.images) * self.num_image_tokens
+        if self.max_length is not None and image_tokens > self.max_length:
             raise ValueError(
                 f"{record.where}: {len(record.images)} images take {image_tokens} tokens, but the "
                 f"limit is {self.max_length} and images are never cut. Raise `max_length` or use "
                 "fewer images."
             )
+
+    def _kept(self, is_image: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which tokens stay within `max_length`: every image token, then text from the front."""
+        if self.max_length is None:
+            return np.ones_like(is_image)
         text_rank = np.cumsum(~is_image)
-        return is_image | (text_rank <= self.max_length - image_tokens)
+        return is_image | (text_rank <= self.max_length - int(is_image.sum()))

@@ -51,6 +51,11 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         """Ids and labels of sample `index`; opens no picture."""
         return self.parts[self._sources[index]].encode(int(self._indices[index]))
 
+    def check_records(self) -> None:
+        """Raises `ValueError` if a record of any part could not be trained on."""
+        for part in self.parts:
+            part.check_records()
+
     def counts(self) -> dict[str, int]:
         """`ConversationDataset.counts` summed over the parts."""
         total: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Refuse to start when too many samples would teach nothing."""
+"""Refuse to start on data that would stop the run later, or would teach nothing."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ def check_supervision(
     limit: float = MAX_UNSUPERVISED,
     sample: int | None = 2000,
 ) -> Supervision:
-    """Encode `sample` random samples of `dataset` (all if None); opens no picture.
+    """Parse every record of `dataset`, encode `sample` random samples (all if None).
 
-    Raises `ValueError` if more than `limit` (0..1) of them have no token to learn, naming some, or
-    if one cannot be encoded at all.
+    Raises `ValueError` if a record is malformed or has more image tokens than the limit, or if
+    more than `limit` (0..1) of the encoded samples have no token to learn, naming some. Opens no
+    picture.
     """
+    dataset.check_records()
     total = len(dataset)
     checked = total if sample is None else min(sample, total)
     encoded = [dataset.encode(int(index)) for index in choose(total, checked)]

@@ -240,6 +240,16 @@ def test_rare_characters_are_learned_byte_by_byte():
     assert tokens[-7:] == ["<0xE2>", "<0x98>", "<0x83>"] * 2 + ["</s>"]
 
 
+def test_an_image_within_an_answer_is_not_learned():
+    processor = make_processor(byte_level(), "short")
+    encoded = Encoder(processor, None)(conversation("show", "here <image>\nit is", images=1))
+    is_image = encoded.input_ids == processor.image_token_id
+    assert is_image.sum() == TOKENS_PER_IMAGE
+    assert (encoded.labels[is_image] == IGNORE_INDEX).all()
+    learned = encoded.labels[encoded.labels != IGNORE_INDEX]
+    assert processor.tokenizer.decode(learned) == " here \nit is</s>"
+
+
 def test_a_bos_in_the_template_is_not_doubled():
     processor = make_processor(byte_level())
     jinja = "{{ bos_token }}" + read_template("short")

@@ -119,6 +119,16 @@ class VisionExpert(nn.Module):
             )
         return size // patch
 
+    def head_width(self, width: int, heads: int, multiple: int = 1) -> int:
+        """Channels per attention head; `ValueError` if not whole, or no multiple of `multiple`."""
+        if width % (heads * multiple):
+            per_head = f" into multiples of {multiple}" if multiple > 1 else ""
+            raise ValueError(
+                f"expert `{self.spec.name}`: arch.heads {heads} does not divide arch.hidden_size"
+                f" {width}{per_head}. Change one of the two."
+            )
+        return width // heads
+
     def init_weights(self, module: nn.Module) -> bool:
         """Initialise the parameters and non-persistent buffers that `module` itself holds.
 

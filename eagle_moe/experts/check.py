@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagle_moe.experts.base import ExpertSpec, VisionExpert
 from eagle_moe.experts.registry import build_expert, resolve_expert
@@ -175,17 +176,13 @@ class _Subject:
         compiled = torch.compile(
             lambda canvas: look(self.expert, canvas), fullgraph=True, backend="eager"
         )
+        with torch.no_grad(), _HostWatch(self.device.type == "cuda") as watch:
+            look(self.expert, self.canvas)
         with torch.no_grad():
             moved = distance(compiled(self.canvas), self.map)
-            if self.device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("error")
-                try:
-                    look(self.expert, self.canvas)
-                finally:
-                    torch.cuda.set_sync_debug_mode("default")
-        return moved < FP32_TOLERANCE, "traced as one graph" + (
-            ", ran without a sync" if self.device.type == "cuda" else " (syncs: not seen on CPU)"
-        )
+        if watch.seen:
+            return False, f"waits for the device: {', '.join(sorted(watch.seen))}"
+        return moved < FP32_TOLERANCE, f"map moves by {moved:.1e} when traced"
 
     def meta(self) -> tuple[bool, str]:
         with torch.no_grad():
@@ -252,6 +249,35 @@ class _Subject:
         rate = passes * self.batch / (time.perf_counter() - start)
         where = f"{self.device}, {torch.get_num_threads()} threads" * (self.device.type == "cpu")
         return f"{rate:.3g} images/s forward, fp32, batch {self.batch}, {where or self.device}"
+
+
+class _HostWatch(TorchDispatchMode):
+    """Notes the operations whose result the host must wait for, on a CPU as well.
+
+    On a GPU a synchronisation that is none of these is an error of its own.
+    """
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __init__(self, cuda: bool) -> None:
+        super().__init__()
+        self.cuda, self.seen = cuda, set[str]()
+
+    def __enter__(self) -> Self:
+        if self.cuda:
+            torch.cuda.set_sync_debug_mode("error")
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.cuda:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.WAITS:
+            self.seen.add(name)
+        return func(*args, **(kwargs or {}))
 
 
 def look(expert: VisionExpert, canvas: Tensor) -> Tensor:

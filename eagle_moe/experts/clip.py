@@ -73,6 +73,7 @@ class CLIPExpert(VisionExpert):
         arch: CLIPArch = self.arch
         self.channels, self.stride = arch.hidden_size, arch.patch_size
         self.cells = self.grid(arch.patch_size)
+        self.head_width(arch.hidden_size, arch.heads)
         native = arch.image_size // arch.patch_size
         config = CLIPVisionConfig(
             hidden_size=arch.hidden_size,

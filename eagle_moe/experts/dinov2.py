@@ -74,6 +74,7 @@ class DINOv2Expert(VisionExpert):
         arch: DINOv2Arch = self.arch
         self.channels, self.stride = arch.hidden_size, arch.patch_size
         self.cells = self.grid(arch.patch_size)
+        self.head_width(arch.hidden_size, arch.heads)
         width, native = arch.hidden_size, arch.image_size // arch.patch_size
         config = Dinov2WithRegistersConfig(
             hidden_size=width,

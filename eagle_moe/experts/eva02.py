@@ -143,6 +143,8 @@ class EVA02Expert(VisionExpert):
         arch: EVA02Arch = self.arch
         self.channels, self.stride = arch.hidden_size, arch.patch_size
         self.cells = self.grid(arch.patch_size)
+        # Rotary positions turn pairs of channels, half of the pairs by row and half by column.
+        self.head_dim = self.head_width(arch.hidden_size, arch.heads, multiple=4)
         self.patch_embed = nn.Conv2d(3, arch.hidden_size, arch.patch_size, stride=arch.patch_size)
         self.pos_embed = nn.Parameter(torch.empty(arch.table_cells**2, arch.hidden_size))
         self.layers = nn.ModuleList(self._layer(i) for i in range(arch.layers))
@@ -177,8 +179,7 @@ class EVA02Expert(VisionExpert):
         """Tables of one attention square. Made anew in every pass (a few kernels for all layers),
         so that no checkpoint, cast or meta device can spoil them."""
         arch: EVA02Arch = self.arch
-        head_dim = arch.hidden_size // arch.heads
-        return rotary_tables(cells, head_dim, arch.rotary_cells, arch.rotary_base, device)
+        return rotary_tables(cells, self.head_dim, arch.rotary_cells, arch.rotary_base, device)
 
     def init_weights(self, module: nn.Module) -> bool:
         if module is self:

@@ -31,12 +31,19 @@ def load_plugins() -> None:
 
     They are named by the entry point group `eagle_moe.experts` of installed packages, and by the
     environment variable `EAGLE_MOE_EXPERTS` (comma-separated module names): local code that the
-    person installed or named, never code from a checkpoint.
+    person installed or named, never code from a checkpoint. Raises `ValueError` if a module named
+    by the environment cannot be imported.
     """
     for entry in entry_points(group=PLUGIN_GROUP):
         entry.load()
     for module in filter(None, os.environ.get(PLUGIN_ENV, "").split(",")):
-        importlib.import_module(module.strip())
+        try:
+            importlib.import_module(module.strip())
+        except ImportError as error:
+            raise ValueError(
+                f"{PLUGIN_ENV}: cannot import {module.strip()!r} ({error}). Install it, or put its"
+                " folder on PYTHONPATH."
+            ) from error
 
 
 def expert_class(kind: str) -> type[VisionExpert]:

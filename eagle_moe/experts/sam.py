@@ -142,6 +142,7 @@ class SAMExpert(VisionExpert):
         width, native = arch.hidden_size, arch.image_size // arch.patch_size
         self.stride = arch.patch_size * arch.unshuffle
         self.grid(self.stride)
+        self.head_width(width, arch.heads)
         self.patch_embed = nn.Conv2d(3, width, arch.patch_size, stride=arch.patch_size)
         self.pos_embed = nn.Parameter(torch.empty(native**2, width))
         self.layers = nn.ModuleList(self._layer(i, native) for i in range(arch.layers))

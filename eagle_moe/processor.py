@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from eagle_moe.schema import nearest
@@ -44,6 +45,28 @@ class EagleMixProcessor(ProcessorMixin):
         self.image_seq_length = image_seq_length
         tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """Compare placeholders with images, prompt by prompt where the images are nested so."""
+        if text is not None and all(isinstance(prompt, str) for prompt in text):
+            self._compare_counts(images, text)
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+    def _compare_counts(self, images: Any, text: list[str]) -> None:
+        wanted = [prompt.count(self.image_token) for prompt in text]
+        nested = isinstance(images, list | tuple) and all(
+            isinstance(i, list | tuple) for i in images
+        )
+        if nested and len(images) == len(text):
+            given = [len(group) for group in images]
+        else:
+            wanted, given = [sum(wanted)], [len(make_flat_list_of_images(images)) if images else 0]
+        for index, (placeholders, count) in enumerate(zip(wanted, given, strict=True)):
+            if placeholders != count:
+                where = f"prompt {index}" if len(wanted) > 1 else "the text"
+                raise ValueError(
+                    f"{where} has {placeholders} {self.image_token} but {count} images were given."
+                )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image."""

@@ -73,7 +73,7 @@ def run(code: str, argv0: str = "script.py") -> str:
 
 
 def test_import_registers_and_stays_light():
-    heavy = ("timm", "open_clip", "peft", "matplotlib", "sklearn", "datasets", "gradio")
+    heavy = ("timm", "open_clip", "peft", "matplotlib", "datasets", "gradio")
     code = (
         "import eagle_moe; from transformers import CONFIG_MAPPING; "
         "print('eagle_moe' in CONFIG_MAPPING, [m for m in sys.modules if m in "

@@ -165,8 +165,13 @@ def test_one_bos_however_the_prompt_is_made(tiny_processor, make_image):
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_wrong_number_of_images_names_both_numbers(tiny_processor, make_image, count):
     images = [make_image() for _ in range(count)] or None
-    with pytest.raises(ValueError, match=rf"2 <image>.*({count} images|no images)"):
+    with pytest.raises(ValueError, match=rf"the text has 2 <image> but {count} images"):
         tiny_processor(text="<image> and <image>", images=images)
+
+
+def test_images_of_one_prompt_are_not_lent_to_another(tiny_processor, make_image):
+    with pytest.raises(ValueError, match="prompt 0 has 1 <image> but 2 images"):
+        tiny_processor(text=["<image> a", "<image> b"], images=[[make_image(), make_image()], []])
 
 
 def test_truncation_never_cuts_an_image(tiny_processor, make_image):

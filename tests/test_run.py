@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_run import make_recipe, make_world
 
 from eagle_moe.build import load_model
-from train.checkpoint import read_complete, read_provenance
+from eagle_moe.processor import EagleMixProcessor
+from train.checkpoint import SaveFailed, read_complete, read_provenance
 from train.progress import ProgressReport
 from train.recipe import parse_recipe
 from train.run import main, run_recipe, run_stage
@@ -173,10 +175,49 @@ def test_a_killed_run_continues_to_the_same_weights(
     assert curves[0].read_text() == curves[1].read_text()
 
 
+def test_a_full_disk_at_the_end_loses_nothing(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in(world, tmp_path / "run")
+    recipe["stages"]["align"]["init_from"] = [str(finished / "pre_align")]
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EagleMixProcessor, "save_pretrained", no_room)
+        with pytest.raises(SaveFailed, match="align: no room to save it"):
+            run_recipe(recipe, stage="align")
+    assert not (tmp_path / "run" / "align").exists()
+    run_recipe(recipe, stage="align")
+    assert_same(tmp_path / "run" / "align", finished / "align")
+
+
+def test_a_lora_stage_trains_adapters_only_and_ends_in_a_plain_model(
+    world: Path, finished: Path, tmp_path: Path
+) -> None:
+    lora = {"language_model": {"r": 2, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}}
+    recipe = recipe_in(world, tmp_path / "run", trainable=[], lora=lora, lr={}, eval=None)
+    recipe["stages"]["sft"]["init_from"] = [str(finished / "align")]
+    folder = run_recipe(recipe)
+    old, new = weights(finished / "align"), weights(folder)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"q_proj", "v_proj"}
+    assert read_provenance(folder)["language_model"].history[-1] == "sft (LoRA)"
+
+    model = load_model(finished / "align")
+    names = [name for name, _ in model.named_parameters()]
+    merged = PeftModel.from_pretrained(model, str(folder / "adapters" / "language_model"))
+    merged = dict(merged.merge_and_unload().named_parameters())
+    for name in names:
+        torch.testing.assert_close(merged[name], new[name], atol=1e-6, rtol=1e-5)
+
+
 def test_experts_without_clip_or_convnext(tmp_path: Path) -> None:
     recipe = make_world(tmp_path, ("sam", "pix2struct"))
     recipe["stages"]["sft"]["lr"] = {}
-    folder = run_recipe(recipe)
+    del recipe["stages"]["align"]
+    folder = run_recipe(recipe, ["stages.sft.init_from=[pre_align]", "stages.sft.eval=null"])
     assert list(read_provenance(folder))[:2] == ["experts.sam", "experts.pix2struct"]
 
 

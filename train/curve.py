@@ -44,12 +44,12 @@ class SkillMetric:
 
     def __init__(self, dataset: ConversationDataset) -> None:
         records = (dataset.record(index) for index in range(len(dataset)))
-        self.skills = np.array([str(record.extra.get("skill", TOTAL)) for record in records])
+        self.skills = np.array([str(record.extra.get("skill", "")) for record in records])
 
     @property
     def counts(self) -> dict[str, int]:
         """Samples in total and per skill."""
-        return {TOTAL: len(self.skills), **Counter(self.skills.tolist())}
+        return {TOTAL: len(self.skills), **Counter(filter(None, self.skills.tolist()))}
 
     def __call__(self, predicted: EvalPrediction) -> dict[str, float]:
         right = np.asarray(predicted.predictions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -46,14 +46,14 @@ def add_lora(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel | None
         else:
             wrapper.add_adapter(_adapter_name(part), config)
     assert wrapper is not None
-    tuner: LoraModel = wrapper.base_model
-    tuner.set_adapter([_adapter_name(part) for part in adapters])
+    cast("LoraModel", wrapper.base_model).set_adapter([_adapter_name(part) for part in adapters])
     return wrapper
 
 
 def merge_lora(wrapper: PeftModel, folder: Path) -> None:
     """Write the adapters to `folder/<part>` in peft's format, then merge them into the model."""
-    wrapper.save_pretrained(str(folder))
+    # False: with "auto", peft looks for the base model's config on the Hub
+    wrapper.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's is a form to fill in
     wrapper.merge_and_unload()
 

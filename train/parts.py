@@ -162,7 +162,7 @@ def tensor_hash(value: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and bytes."""
     flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
-    digest.update(flat.numpy())
+    digest.update(flat.numpy().data)
     return digest.hexdigest()
 
 

@@ -62,7 +62,8 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group per part and decay rule, each with its part's learning rate."""
-        if self.optimizer is None:
+        optimizer: torch.optim.Optimizer | None = self.optimizer
+        if optimizer is None:
             model = self.model if model is None else model
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             if {"params", "model", "optimizer_dict"} & set(options):
@@ -72,8 +73,8 @@ class StageTrainer(Trainer):
                 )
             decayed = self.get_decay_parameter_names(model)
             groups = parameter_groups(model, self.rates, self.args.weight_decay, decayed)
-            self.optimizer = cls(groups, **options)
-        return self.optimizer
+            optimizer = self.optimizer = cls(groups, **options)
+        return optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kw: Any

@@ -136,7 +136,7 @@ def _expert_tensors(part: str, place: Path, config: EagleMixConfig) -> dict[str,
 
 
 def _expert_specs(config: EagleMixConfig) -> tuple[ExpertSpec, ...]:
-    return config.vision_config.expert_specs  # type: ignore[union-attr]
+    return config.vision_config.expert_specs
 
 
 def _check_expert(part: str, made: ExpertSpec, wanted: ExpertSpec) -> None:

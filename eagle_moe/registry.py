@@ -1,4 +1,4 @@
-"""A name -> class table with readable errors; one instance each for experts, fusions, connectors."""
+"""A name -> class table with readable errors; one each for experts, fusions and connectors."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class EagleMixImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
 
 
 class EagleMixImageProcessor(PilBackend):
-    """Any images -> `pixel_values` (num_images, 3, S, S) uint8, not normalised.
+    """Any images -> `pixel_values` (num_images, 3, S, S) uint8, not normalised; none -> no key.
 
     Takes paths, addresses, PIL images, arrays and tensors. `size` is {"height": S, "width": S};
     each expert cuts and normalises its own view of the canvas inside the model.
@@ -66,4 +66,5 @@ class EagleMixImageProcessor(PilBackend):
     def _preprocess(
         self, images: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        return BatchFeature({"pixel_values": torch.stack(images)}, tensor_type=return_tensors)
+        data = {"pixel_values": torch.stack(images)} if images else {}
+        return BatchFeature(data, tensor_type=return_tensors)

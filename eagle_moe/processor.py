@@ -60,7 +60,8 @@ class EagleMixProcessor(ProcessorMixin):
         if nested and len(images) == len(text):
             given = [len(group) for group in images]
         else:
-            wanted, given = [sum(wanted)], [len(make_flat_list_of_images(images)) if images else 0]
+            flat = [] if images is None else make_flat_list_of_images(images)
+            wanted, given = [sum(wanted)], [len(flat)]
         for index, (placeholders, count) in enumerate(zip(wanted, given, strict=True)):
             if placeholders != count:
                 where = f"prompt {index}" if len(wanted) > 1 else "the text"

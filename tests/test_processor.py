@@ -169,6 +169,14 @@ def test_wrong_number_of_images_names_both_numbers(tiny_processor, make_image, c
         tiny_processor(text="<image> and <image>", images=images)
 
 
+def test_images_in_any_container(tiny_processor, make_image):
+    pair = torch.stack([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 2)
+    output = tiny_processor(text="<image> <image>", images=pair)
+    assert output["pixel_values"].shape == (2, 3, 64, 64)
+    for none in (None, [], [[]]):
+        assert set(tiny_processor(text="hello", images=none)) == {"input_ids", "attention_mask"}
+
+
 def test_images_of_one_prompt_are_not_lent_to_another(tiny_processor, make_image):
     with pytest.raises(ValueError, match="prompt 0 has 1 <image> but 2 images"):
         tiny_processor(text=["<image> a", "<image> b"], images=[[make_image(), make_image()], []])

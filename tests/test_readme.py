@@ -93,6 +93,8 @@ def check_help(main, subcommands: list[str], words: list[str], capsys) -> None:
 
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_commands_are_real(page, line, capsys, monkeypatch):
+    missing = [path for path in re.findall(r"configs/[\w./-]+", line) if not (ROOT / path).exists()]
+    assert not missing
     words = words_of(line)
     program, *arguments = [Path(words[0]).name, *words[1:]]
     if program == "make":

@@ -126,12 +126,10 @@ def learning_parts(model: nn.Module) -> set[str]:
     return {part_of(name) for name in learning_names(model)}
 
 
-def rest_frozen_parts(model: nn.Module) -> None:
-    """Put the parts that do not learn into evaluation mode: no dropout, no moving statistics."""
-    learning = learning_parts(model)
-    for part in {part_of(name) for name, _ in model.named_parameters()} - learning:
-        for module in part_modules(model, part):
-            module.eval()
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of the parts in which nothing learns."""
+    frozen = {part_of(name) for name, _ in model.named_parameters()} - learning_parts(model)
+    return [module for part in sorted(frozen) for module in part_modules(model, part)]
 
 
 def parameter_groups(

@@ -21,12 +21,12 @@ from train.checkpoint import Complete, write_checkpoint
 from train.curve import score_batch
 from train.moved import MovedCheck
 from train.parts import (
+    frozen_modules,
     learning_names,
     learning_parts,
     model_tensors,
     parameter_groups,
     part_of,
-    rest_frozen_parts,
 )
 
 LEARNING = "learning.safetensors"
@@ -44,11 +44,14 @@ class StageTrainer(Trainer):
     before it reaches the weights. Resume points appear whole or not at all.
     """
 
+    optimizer: Any
+
     def __init__(self, rates: Mapping[str, float], mark: Complete, **options: Any) -> None:
         self.rates = dict(rates)
         self.mark = mark
         self.moved = MovedCheck()
         self._save_folder: Path | None = None
+        self._frozen: list[nn.Module] | None = None
         config = options["model"].config
         before = dict(config.__dict__)
         super().__init__(**options)
@@ -62,8 +65,7 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group per part and decay rule, each with its part's learning rate."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer
-        if optimizer is None:
+        if self.optimizer is None:
             model = self.model if model is None else model
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             if {"params", "model", "optimizer_dict"} & set(options):
@@ -73,13 +75,18 @@ class StageTrainer(Trainer):
                 )
             decayed = self.get_decay_parameter_names(model)
             groups = parameter_groups(model, self.rates, self.args.weight_decay, decayed)
-            optimizer = self.optimizer = cls(groups, **options)
-        return optimizer
+            self.optimizer = cls(groups, **options)
+        return self.optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kw: Any
     ) -> Any:
-        rest_frozen_parts(self.model)  # the loop has just put everything into training mode
+        # The loop has just put everything into training mode. Frozen parts rest: no dropout, no
+        # moving statistics.
+        if self._frozen is None:
+            self._frozen = frozen_modules(self.model)
+        for module in self._frozen:
+            module.eval()
         self.moved.saw(inputs)
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kw)
 

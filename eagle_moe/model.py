@@ -213,6 +213,8 @@ class EagleMixModel(EagleMixPreTrainedModel):
             image_tokens = torch.cat(list(image.pooler_output)).to(inputs_embeds)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_tokens)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_tokens)
+        elif input_ids is not None and input_ids.shape[1] > 1:  # a prompt, not a decoding step
+            self.get_placeholder_mask(input_ids, inputs_embeds, inputs_embeds.new_empty(0, 1))
 
         outputs = self.language_model(
             attention_mask=attention_mask,

@@ -81,6 +81,11 @@ def test_mismatch_names_both_numbers(tiny_model, images, features):
         tiny_model(input_ids=prompt(1, "image", 9, "image"), pixel_values=canvases(images))
 
 
+def test_placeholders_without_images_are_an_error(tiny_model):
+    with pytest.raises(ValueError, match=r"16 image placeholder.*give 0 \(16 each\)"):
+        tiny_model(input_ids=prompt(1, "image", 9))
+
+
 def test_wrong_canvas_names_both_shapes(tiny_model):
     with pytest.raises(ValueError, match=r"\(num_images, 3, 64, 64\), got \(1, 3, 32, 32\)"):
         tiny_model.get_image_features(canvases(1)[..., :32, :32])

@@ -23,23 +23,23 @@ def millions(expert):
     return sum(p.numel() for p in expert.parameters()) / 1e6
 
 
-def test_every_kind_has_a_full_and_a_tiny_preset():
+def test_every_kind_has_a_tiny_preset():
+    """Or the sweep (here and in test_experts_check) would not see it."""
     kinds = {presets()[name][0] for name in TINY}
     assert kinds == {kind for kind in EXPERTS if not kind.endswith(":")}
-    assert set(FULL) | set(TINY) == set(presets())
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", sorted(set(presets()) - set(TINY)))
 def test_full_size_on_meta(name):
     with torch.device("meta"):
         expert = build_expert(resolve_expert(name))
         view = torch.empty(1, 3, expert.view_spec.size, expert.view_spec.size)
         seen = expert(view)
-    size, shape = FULL[name]
-    assert millions(expert) == pytest.approx(size, abs=0.001)
-    assert tuple(seen.shape[1:]) == shape
-    assert shape == (expert.channels, *[expert.view_spec.size // expert.stride] * 2)
     assert all(p.is_meta for p in expert.parameters())
+    shape = (expert.channels, *[expert.view_spec.size // expert.stride] * 2)
+    assert tuple(seen.shape[1:]) == shape
+    if name in FULL:
+        assert (pytest.approx(millions(expert), abs=0.001), shape) == FULL[name]
 
 
 def test_experts_of_x5_sum_to_the_reference():

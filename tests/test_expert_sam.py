@@ -94,5 +94,5 @@ def test_necks_publish_their_channels():
 
 def test_view_must_be_whole_folded_cells():
     entry = {"preset": "sam-tiny", "view": {"size": 72}, "arch": {"unshuffle": 2}}
-    with pytest.raises(ValueError, match="view.size 72 is not a multiple of .* 16"):
+    with pytest.raises(ValueError, match="view.size 72 is not a multiple of 16"):
         build_expert(resolve_expert(entry))

@@ -109,13 +109,13 @@ class VisionExpert(nn.Module):
         return block(*args)
 
     def grid(self, patch: int) -> int:
-        """Patches per side of the view; `ValueError` if the view is no whole number of them."""
+        """Squares of `patch` pixels per side of the view; `ValueError` if not a whole number."""
         size = self.view_spec.size
         if size < patch or size % patch:
             below = max(size // patch, 1) * patch
             raise ValueError(
-                f"expert `{self.spec.name}`: view.size {size} is not a multiple of the patch size"
-                f" {patch}. Set view.size to {below} or {below + patch}."
+                f"expert `{self.spec.name}`: view.size {size} is not a multiple of {patch}, the"
+                f" pixels per cell of its map. Set view.size to {below} or {below + patch}."
             )
         return size // patch
 

@@ -93,9 +93,13 @@ def _chat(arguments: argparse.Namespace) -> int:
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1.")
     eagle_moe.register()
+    from transformers.utils.logging import disable_progress_bar
+
     from eagle_moe.chat.session import ChatSession
     from eagle_moe.chat.terminal import run_chat
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     session = ChatSession.load(arguments.model, arguments.device, arguments.dtype)
     run_chat(session, arguments.image, arguments.prompt, arguments.max_new_tokens)
     return 0

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from eagle_moe import cli, doctor
 from eagle_moe.chat import terminal
@@ -92,6 +93,14 @@ def test_one_shot_answer(tiny_folder, tiny_model, tiny_processor, photo, make_im
     prompt = "USER: <image>\nwhat? ASSISTANT:"
     expected = generated(tiny_model, tiny_processor, prompt, [make_image()], 6)
     assert capsys.readouterr().out == expected + "\n"
+
+
+def test_the_device_is_one_that_is_there(tiny_folder, capsys):
+    session = ChatSession.load(tiny_folder)
+    assert session.model.device.type in ("cpu", "cuda", "mps", "xpu")
+    if not torch.cuda.is_available():
+        assert cli.main(["chat", "--model", str(tiny_folder), "--device", "cuda"]) == 2
+        assert "error: device: cuda: " in capsys.readouterr().err
 
 
 def test_a_bad_image_ends_a_one_shot(tiny_folder, tmp_path, capsys):

@@ -33,7 +33,7 @@ class ChatSession:
         Raises `ValueError` if `folder` holds no complete model.
         """
         if device == "auto":
-            accelerator = torch.accelerator.current_accelerator()
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
             device = accelerator.type if accelerator else "cpu"
         model = load_model(folder, dtype=dtype).eval()
         try:

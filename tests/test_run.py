@@ -213,6 +213,24 @@ def test_a_lora_stage_trains_adapters_only_and_ends_in_a_plain_model(
         torch.testing.assert_close(merged[name], new[name], atol=1e-6, rtol=1e-5)
 
 
+def test_mixed_precision_does_not_round_what_is_frozen(world: Path, tmp_path: Path) -> None:
+    told = [
+        "frozen_dtype=bfloat16",
+        "stages.align.args.bf16=true",
+        "stages.align.args.use_cpu=true",
+    ]
+    told += ["stages.pre_align.frozen_dtype=float32", "stages.sft.frozen_dtype=float32"]
+    recipe = {**make_recipe(world), "output_dir": str(tmp_path / "run")}
+    experts = run_recipe(recipe, told, stage="pre_align")
+    align = run_recipe(recipe, told, stage="align")
+    assert {value.dtype for value in weights(align).values()} == {torch.float32}
+    assert load_model(align).dtype == torch.float32
+    before, after = read_provenance(experts / "clip"), read_provenance(align)
+    for part in ("experts.clip", "language_model"):
+        assert before[part].sha256 == after[part].sha256
+    assert after["connector"].history[-1] == "align"
+
+
 def test_experts_without_clip_or_convnext(tmp_path: Path) -> None:
     recipe = make_world(tmp_path, ("sam", "pix2struct"))
     recipe["stages"]["sft"]["lr"] = {}

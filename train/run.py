@@ -117,7 +117,7 @@ def train(run: StageRun, redo: bool = False) -> Path:
         )
         with _watched(trainer, run):
             trainer.train(resume_from_checkpoint=str(point) if point else None)
-        save_run(run, mark, trainer, processor, adapters, histories)
+        save_run(run, mark, trainer, processor, adapters, origins)
         remove_workspace(run)
     print(f"{run.title}: done, in {run.folder}")
     return run.folder

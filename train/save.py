@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import yaml
+from torch import Tensor
 
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor
@@ -15,9 +18,10 @@ from train.checkpoint import RECIPE, Complete, PartRecord, write_checkpoint, wri
 from train.curve import CURVE
 from train.lora import merge_lora
 from train.parts import learning_parts, model_tensors, part_hashes, part_of, tensor_hashes
+from train.sources import Origin
 from train.stages import StageRun
 from train.trainer import StageTrainer
-from train.weights import quiet_transformers
+from train.weights import origin_history, quiet_transformers, read_origins
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,7 +36,7 @@ def save_run(
     trainer: StageTrainer,
     processor: EagleMixProcessor,
     adapters: PeftModel | None,
-    histories: Mapping[str, Sequence[str]],
+    origins: Mapping[str, Origin],
 ) -> None:
     """Write the checkpoint of a run that was trained to its end.
 
@@ -47,23 +51,55 @@ def save_run(
     with write_checkpoint(run.folder, mark) as draft:
         if adapters is not None:
             merge_lora(adapters, draft / ADAPTERS)
-        with quiet_transformers():
-            model.save_pretrained(draft)
+        state = _final_state(run, model, learned, origins)
+        _write_model(run, model, state, draft)
         processor.save_pretrained(draft)
         text = yaml.safe_dump(run.recipe.dump(), sort_keys=False, allow_unicode=True)
         (draft / RECIPE).write_text(text, encoding="utf-8")
-        write_provenance(draft, _provenance(run, model, learned, histories))
+        write_provenance(draft, _provenance(run, model, state, learned, origins))
         trainer.state.save_to_json(str(draft / "trainer_state.json"))
         _copy_logs(run.workspace, draft)
+
+
+def _final_state(
+    run: StageRun,
+    model: EagleMixForConditionalGeneration,
+    learned: set[str],
+    origins: Mapping[str, Origin],
+) -> dict[str, Tensor]:
+    """The weights to save. Frozen parts that were rounded to save memory are as they came."""
+    state = model_tensors(model)
+    if run.frozen_dtype != run.dtype:
+        frozen = {part: origin for part, origin in origins.items() if part not in learned}
+        state |= read_origins(frozen, model.config)
+    dtype = getattr(torch, run.dtype)
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+
+
+def _write_model(
+    run: StageRun,
+    model: EagleMixForConditionalGeneration,
+    state: dict[str, Tensor],
+    draft: Path,
+) -> None:
+    with quiet_transformers():
+        model.save_pretrained(draft, state_dict=state)
+    path = draft / "config.json"  # transformers looks at the first parameter in memory
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "dtype": run.dtype}, indent=2) + "\n", encoding="utf-8")
 
 
 def _provenance(
     run: StageRun,
     model: EagleMixForConditionalGeneration,
+    state: Mapping[str, Tensor],
     learned: set[str],
-    histories: Mapping[str, Sequence[str]],
+    origins: Mapping[str, Origin],
 ) -> dict[str, PartRecord]:
-    hashes = part_hashes(tensor_hashes(model_tensors(model)))
+    hashes = part_hashes(tensor_hashes(state))
     sizes = dict.fromkeys(run.parts, 0)
     for name, parameter in model.named_parameters():
         sizes[part_of(name)] += parameter.numel()
@@ -72,7 +108,10 @@ def _provenance(
         part: PartRecord(
             sha256=hashes[part],
             parameters=sizes[part],
-            history=[*histories[part], *([change[part]] if part in change else [])],
+            history=[
+                *origin_history(part, origins[part], run.recipe.seed),
+                *([change[part]] if part in change else []),
+            ],
         )
         for part in run.parts
     }

@@ -59,6 +59,14 @@ def load_model(
 
     Raises `ValueError` that names tensors which are missing, left over or of another shape.
     """
+    tensors = read_origins(origins, config)
+    random = {part for part, origin in origins.items() if origin.kind == "random"}
+    _check_tensors(tensors, config, random)
+    return _materialise(tensors, config, run)
+
+
+def read_origins(origins: Mapping[str, Origin], config: EagleMixConfig) -> dict[str, Tensor]:
+    """The tensors of these parts as they are where they come from; none for random parts."""
     tensors: dict[str, Tensor] = {}
     for folder in {o.place for o in origins.values() if o.kind == "checkpoint"}:
         parts = [p for p, o in origins.items() if (o.kind, o.place) == ("checkpoint", folder)]
@@ -68,9 +76,7 @@ def load_model(
             tensors.update(_expert_tensors(part, Path(origin.place), config))
         elif origin.kind == "language_model":
             tensors.update(_language_model_tensors(origin.place, config))
-    random = {part for part, origin in origins.items() if origin.kind == "random"}
-    _check_tensors(tensors, config, random)
-    return _materialise(tensors, config, run)
+    return tensors
 
 
 def _materialise(

@@ -24,7 +24,7 @@ def make(rng: np.random.Generator, split: content.Split) -> Scene:
     painter.stamp(np.ones((1, SIZE), dtype=np.float32), (SIZE / 2, SIZE - 0.5), painter.ink())
     caption = "chart " + " ".join(f"{c} {v}" for c, v in zip(colours, values, strict=True))
     questions = [
-        Question("value", f"how high is the {colour} bar", str(value))
+        Question("value", f"how high is {colour}", str(value))
         for colour, value in zip(colours, values, strict=True)
     ]
     questions.append(Question("bar", "which bar is highest", colours[values.index(max(values))]))

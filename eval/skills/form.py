@@ -6,30 +6,28 @@ import numpy as np
 
 from eval.skills import content
 from eval.skills.draw import Painter
-from eval.skills.scene import CELL, SIZE, Question, Scene
-from eval.skills.text import paint_line, random_style, start_of
+from eval.skills.scene import SIZE, Question, Scene
+from eval.skills.text import PITCH, paint_line, random_style
 
-FIELDS = "abcdefgh"
+FIELDS = "abcdefhk"
 ROWS = 3
-LENGTH = 4
-"""Characters per row: the field's letter, a gap, two digits."""
+FONT_SIZES = (16, 17, 18)
 
 
 def make(rng: np.random.Generator, split: content.Split) -> Scene:
     painter = Painter(rng)
     fields = rng.permutation(list(FIELDS))[:ROWS]
     values = rng.permutation(content.numbers(split))[:ROWS]
-    style = random_style(rng)
-    x = start_of(rng, LENGTH)
-    first = int(rng.integers(1, 3))
+    style = random_style(rng, FONT_SIZES)
+    first = int(rng.integers(0, 2))
     ruler = np.full((1, SIZE), 0.5, dtype=np.float32)
     for index, (name, value) in enumerate(zip(fields, values, strict=True)):
-        y = CELL * (first + 2 * index) + 4
-        painter.stamp(ruler, (SIZE / 2, y + CELL), painter.ink())
-        paint_line(painter, f"{name} {value}", x, y + float(rng.integers(-1, 2)), style)
+        top = PITCH * (first + index)
+        painter.stamp(ruler, (SIZE / 2, top + PITCH - 0.5), painter.ink())
+        paint_line(painter, f"{name} {value}", top + float(rng.integers(6, 8)), style)
     caption = "form " + " ".join(f"{n} {v}" for n, v in zip(fields, values, strict=True))
     questions = [
-        Question("field", f"what is the value of {name}", str(value))
+        Question("field", f"what is {name}", str(value))
         for name, value in zip(fields, values, strict=True)
     ]
     return Scene("form", painter.finish(), painter.cells, painter.mask, caption, questions)

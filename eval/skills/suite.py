@@ -37,7 +37,7 @@ SKILLS: dict[str, Callable[[np.random.Generator, Split], Scene]] = {
     "shapes": shapes.make,
     "handwriting": handwriting.make,
 }
-MAX_TURNS = 4
+MAX_TURNS = 6
 
 
 def make_rng(seed: int, split: str, skill: str, index: int) -> np.random.Generator:

@@ -22,7 +22,7 @@ WORDS = (
     *COLOURS,
     *SHAPES,
     *"what is the text of value how high bar which highest lowest many shapes where color".split(),
-    *"shape digit on left right top bottom center transcribe chart form written".split(),
+    *"shape word left right top bottom center transcribe chart form written".split(),
     "USER:",
     "ASSISTANT:",
 )

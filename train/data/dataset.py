@@ -123,15 +123,15 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {
             "input_ids": torch.from_numpy(encoded.input_ids),
             "labels": torch.from_numpy(encoded.labels),
-            "pixel_values": [self._canvas(path, record) for path in record.images],
+            "pixel_values": [self.image_input(path, record) for path in record.images],
             "id": record.id,
         }
         if "skill" in record.extra:
             sample["skill"] = record.extra["skill"]
         return sample
 
-    def _canvas(self, path: str, record: Record) -> Tensor:
-        """The picture at `path` on this model's canvas, (3,S,S) uint8."""
+    def image_input(self, path: str, record: Record) -> Tensor:
+        """What stands for the picture at `path` in a sample: its canvas, (3,S,S) uint8."""
         settings = self.image_processor
         try:
             image = load_image(self.root / path)

@@ -203,9 +203,9 @@ class EagleMixModel(EagleMixPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         image = (mm_encoder_outputs or {}).get("image")
-        if pixel_values is not None:
-            if image is not None:
-                raise ValueError("Give either pixel_values or mm_encoder_outputs.")
+        if pixel_values is not None and image is not None:
+            raise ValueError("Give either pixel_values or mm_encoder_outputs.")
+        if pixel_values is not None and pixel_values.shape[0] > 0:
             image = self.get_image_features(pixel_values, return_dict=True)
 
         image_tokens = None

@@ -30,7 +30,6 @@ class EagleMixProcessor(ProcessorMixin):
         image_seq_length: int = 1024,
         image_token: str = IMAGE_TOKEN,
         chat_template: str | None = None,
-        **kwargs: Any,
     ) -> None:
         ids = tokenizer.encode(image_token, add_special_tokens=False)
         seen = tokenizer.decode(ids).strip(), tokenizer.decode(ids, skip_special_tokens=True)

@@ -72,7 +72,10 @@ def test_forward_is_the_written_out_recipe(tiny_model):
 def test_text_only_skips_the_experts_and_is_the_plain_llm(tiny_model, monkeypatch):
     monkeypatch.setattr(EagleMixVisionModel, "encode", lambda *_: pytest.fail("experts were run"))
     ids = prompt(1, 40, 41, 42)
-    torch.testing.assert_close(tiny_model(input_ids=ids).logits, as_llama(tiny_model)(ids).logits)
+    expected = as_llama(tiny_model)(ids).logits
+    for no_images in (None, canvases(0)):
+        logits = tiny_model(input_ids=ids, pixel_values=no_images).logits
+        torch.testing.assert_close(logits, expected)
 
 
 @pytest.mark.parametrize(("images", "features"), [(1, 16), (3, 48)])

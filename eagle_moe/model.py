@@ -1,6 +1,7 @@
 """The model. `EagleMixModel.forward` reads like flow 1: encode, fuse, connect, place, LLM."""
 
 # No postponed annotations here: transformers reads the class of `config` from its annotation.
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -97,9 +98,9 @@ class EagleMixVisionModel(EagleMixPreTrainedModel):
             )
         return {name: expert(expert.view(pixel_values)) for name, expert in self._experts()}
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Canvas (B,3,S,S) uint8 -> fused tokens (B,N,C)."""
-        maps = self.encode(pixel_values)
+    def forward(self, pixel_values: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Canvas (B,3,S,S) uint8, or the maps that `encode` made of it -> fused tokens (B,N,C)."""
+        maps = self.encode(pixel_values) if isinstance(pixel_values, Tensor) else pixel_values
         return self.fusion({name: _cast_for(self.fusion, x) for name, x in maps.items()})
 
     @torch.no_grad()
@@ -141,9 +142,11 @@ class EagleMixModel(EagleMixPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: Tensor | Mapping[str, Tensor],
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Canvases (num_images,3,S,S) uint8 -> image tokens.
+        """Canvases (num_images,3,S,S) uint8, or their maps by expert -> image tokens.
 
         `.last_hidden_state`: fused tokens (num_images,N,C). `.pooler_output`: a list with the
         image tokens (M,D) of each image. Nothing in between waits for the host.

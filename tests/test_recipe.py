@@ -72,6 +72,7 @@ def test_a_typo_names_the_nearest_valid_name(
         (["stages.sft.lora={language_model: {}}"], "both in `trainable` and in `lora`"),
         (["stages.align.lr={experts: 1e-3}"], "do not learn"),
         (["stages.pre_align.trainable=[language_model]", "stages.pre_align.lr={}"], "per_expert"),
+        (["stages.sft.cache_features=true"], "needs frozen experts"),
         (["stages.sft.init_from="], "say where its weights come from"),
         (["stages.sft.args.gradient_accumulation_steps=2"], "not both"),
     ],

@@ -213,6 +213,25 @@ def test_a_lora_stage_trains_adapters_only_and_ends_in_a_plain_model(
         torch.testing.assert_close(merged[name], new[name], atol=1e-6, rtol=1e-5)
 
 
+def test_kept_features_train_the_same_weights(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"trainable": ["connector", "language_model"], "lr": {}}
+    plain = recipe_in(world, tmp_path / "plain", **changes)
+    kept = recipe_in(world, tmp_path / "kept", **changes, cache_features=True)
+    for recipe in (plain, kept):
+        recipe["stages"]["sft"]["init_from"] = [str(finished / "align")]
+    one, other = weights(run_recipe(plain)), weights(run_recipe(kept))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
+    curves = [tmp_path / name / "sft" / "curve.jsonl" for name in ("plain", "kept")]
+    assert curves[0].read_text() == curves[1].read_text()
+    # a second run with the same experts finds its maps
+    monkeypatch.setattr("train.features._run", lambda *_: pytest.fail("computed again"))
+    kept |= {"output_dir": str(tmp_path / "again"), "features_dir": str(tmp_path / "kept/features")}
+    assert_same(run_recipe(kept), tmp_path / "kept" / "sft")
+
+
 def test_mixed_precision_does_not_round_what_is_frozen(world: Path, tmp_path: Path) -> None:
     told = [
         "frozen_dtype=bfloat16",

@@ -30,7 +30,7 @@ def training_arguments(run: StageRun) -> TrainingArguments:
             "per_device_eval_batch_size": stage.eval.batch_size,
         }
     try:
-        return TrainingArguments(
+        args = TrainingArguments(
             output_dir=str(run.workspace),
             seed=seed,
             data_seed=seed,  # the same order of samples whatever was drawn for the weights
@@ -41,6 +41,9 @@ def training_arguments(run: StageRun) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"stages.{run.name}: args: {error}") from error
+    if stage.cache_features and args.world_size > 1:
+        raise ValueError(f"stages.{run.name}: cache_features works in one process only.")
+    return args
 
 
 def _batch(run: StageRun) -> dict[str, int]:

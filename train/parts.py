@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eagle_moe.schema import nearest
+from train.muon import MATRIX, is_matrix
 
 EXPERTS = "experts"
 CONNECTOR = "connector"
@@ -135,24 +136,26 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
 def parameter_groups(
     model: nn.Module, rates: Mapping[str, float], weight_decay: float, decayed: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that learn, one per part and decay rule.
+    """Optimizer groups of the parameters that learn, one per part, decay rule and matrix or not.
 
     `rates`: part -> learning rate. `decayed`: names of the parameters that weight decay applies
-    to. Each group carries its `part`.
+    to. Each group carries its `part`, and `matrix`, by which `train.muon` tells its own.
     """
     decayed = set(decayed)
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), name in decayed), []).append(parameter)
+            key = (part_of(name), name in decayed, is_matrix(name, parameter))
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": rates[part],
             "weight_decay": weight_decay if decays else 0.0,
             "part": part,
+            MATRIX: matrix,
         }
-        for (part, decays), parameters in groups.items()
+        for (part, decays, matrix), parameters in groups.items()
     ]
 
 

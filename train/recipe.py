@@ -22,7 +22,7 @@ from eagle_moe.experts import resolve_expert
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
 from train.data import DataSpec
-from train.parts import resolve_parts
+from train.parts import EXPERTS, resolve_parts
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -90,6 +90,8 @@ class Stage(Schema):
     the stages that start from it."""
     lr: dict[str, float] = {}
     """Learning rate by part; what is not listed takes `args.learning_rate`."""
+    muon: bool = False
+    """Muon for the matrices between hidden layers, AdamW for the rest, instead of `args.optim`."""
     batch_size: int | None = Field(None, gt=0)
     """Samples per optimizer step over all processes; sets the accumulation."""
     template: str | None = None
@@ -99,6 +101,8 @@ class Stage(Schema):
     max_unsupervised: float = Field(0.01, ge=0, le=1)
     """Share of samples without a token to learn from above which the run refuses to start."""
     eval: Evaluation | None = None
+    cache_features: bool = False
+    """Compute the experts' maps once per image and keep them on disk; needs frozen experts."""
     dtype: Dtype | None = None
     """As the recipe's, for this stage."""
     frozen_dtype: Dtype | None = None
@@ -137,6 +141,8 @@ class Recipe(Schema):
     frozen_dtype: Dtype | None = None
     """Of the parts that a stage leaves alone, to save memory; default: `dtype`."""
     attn_implementation: str = "sdpa"
+    features_dir: str | None = None
+    """Where `cache_features` keeps maps, for several recipes to share; default: in `output_dir`."""
     data: dict[str, DataSpec]
     stages: dict[str, Stage] = Field(min_length=1)
 
@@ -278,6 +284,8 @@ def _check_parts(stage: Stage, experts: Sequence[str], where: str) -> None:
         raise ValueError(f"{where}: nothing learns. Name parts in `trainable` or `lora`.")
     if idle := set(resolve_parts(stage.lr, experts, f"{where}: lr")) - set(full) - set(adapted):
         raise ValueError(f"{where}: lr: {sorted(idle)} would get a rate, but do not learn.")
+    if stage.cache_features and any(part.startswith(f"{EXPERTS}.") for part in (*full, *adapted)):
+        raise ValueError(f"{where}: cache_features needs frozen experts, but some of them learn.")
     if stage.per_expert and "language_model" in (*full, *adapted):
         raise ValueError(
             f"{where}: a `per_expert` stage cannot train `language_model`: "

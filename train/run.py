@@ -22,16 +22,12 @@ from transformers.integrations import TensorBoardCallback
 
 from eagle_moe.build import build_config, build_model, build_processor, load_tokenizer
 from eagle_moe.config import EagleMixConfig
+from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor
 from train.arguments import training_arguments
 from train.curve import CURVE, CurveWriter, SkillMetric
-from train.data import (
-    Collator,
-    ConversationDataset,
-    MixtureDataset,
-    build_dataset,
-    check_supervision,
-)
+from train.data import Collator, ConversationDataset, MixtureDataset, check_supervision
+from train.features import FeatureCollator, FeatureDataset, FeatureStore
 from train.lora import add_lora
 from train.parts import open_parts, part_modules
 from train.progress import ProgressReport
@@ -98,22 +94,24 @@ def train(run: StageRun, redo: bool = False) -> Path:
     with locked(run):
         point = open_workspace(run, mark, redo)
         processor, config = _build(run)
-        dataset = _data(run, processor)
+        args = training_arguments(run)
+        dataset, held_out = _data(run, processor)
         model = load_model(run, config, origins)
         adapters = _open(run, model)
-        args = training_arguments(run)
         rates = run.rates(args.learning_rate)
         histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in origins}
         show(parts_table(run, model, rates, histories))
         trainer = StageTrainer(
             rates,
             mark,
+            muon=run.stage.muon,
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=Collator(processor),
+            eval_dataset=held_out,
+            compute_metrics=SkillMetric(held_out) if held_out else None,
+            data_collator=_collator(run, processor, model.to(args.device), dataset, held_out),
             processing_class=processor,
-            **_evaluation(run, processor),
         )
         with _watched(trainer, run):
             trainer.train(resume_from_checkpoint=str(point) if point else None)
@@ -152,15 +150,37 @@ def _build(run: StageRun) -> tuple[EagleMixProcessor, EagleMixConfig]:
     return processor, build_config(run.model_spec, processor.image_token_id)
 
 
-def _data(run: StageRun, processor: EagleMixProcessor) -> MixtureDataset:
-    specs = [run.recipe.data[name] for name in run.stage.data]
-    dataset = build_dataset(specs, processor, run.stage.max_length, run.recipe.seed)
-    seen = check_supervision(dataset, run.stage.max_unsupervised)
+def _data(
+    run: StageRun, processor: EagleMixProcessor
+) -> tuple[MixtureDataset, ConversationDataset | None]:
+    """What the run learns from, and what it is evaluated on while it does."""
+    stage, data = run.stage, run.recipe.data
+    kind = FeatureDataset if stage.cache_features else ConversationDataset
+    parts = [kind(data[name], processor, stage.max_length) for name in stage.data]
+    dataset = MixtureDataset(parts, run.recipe.seed)
+    seen = check_supervision(dataset, stage.max_unsupervised)
     print(
         f"{run.title}: {seen.samples:,} samples; of {seen.checked:,} looked at, "
         f"{seen.unsupervised} teach nothing and {seen.cut} are cut"
     )
-    return dataset
+    return dataset, kind(data[stage.eval.data], processor, stage.max_length) if stage.eval else None
+
+
+def _collator(
+    run: StageRun,
+    processor: EagleMixProcessor,
+    model: EagleMixForConditionalGeneration,
+    dataset: MixtureDataset,
+    held_out: ConversationDataset | None,
+) -> Collator:
+    """Samples -> batch; if the experts' maps are kept on disk, they are all there afterwards."""
+    if not run.stage.cache_features:
+        return Collator(processor)
+    towers = model.model.vision_tower.towers
+    store = FeatureStore(run.features, towers, processor.image_processor)
+    datasets = [*dataset.parts, *([held_out] if held_out else [])]
+    store.fill([each for each in datasets if isinstance(each, FeatureDataset)], run.title)
+    return FeatureCollator(processor, store)
 
 
 def _open(run: StageRun, model: nn.Module) -> PeftModel | None:
@@ -172,15 +192,6 @@ def _open(run: StageRun, model: nn.Module) -> PeftModel | None:
         for module in part_modules(model, part):
             module.to(getattr(torch, run.frozen_dtype))
     return adapters
-
-
-def _evaluation(run: StageRun, processor: EagleMixProcessor) -> dict[str, Any]:
-    """What the trainer needs to evaluate while training."""
-    if run.stage.eval is None:
-        return {}
-    spec = run.recipe.data[run.stage.eval.data]
-    dataset = ConversationDataset(spec, processor, run.stage.max_length)
-    return {"eval_dataset": dataset, "compute_metrics": SkillMetric(dataset)}
 
 
 @contextmanager

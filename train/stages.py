@@ -17,6 +17,9 @@ from train.recipe import Lora, Recipe, Stage
 UNFINISHED = "unfinished"
 """Folder of a run's output in which stages live until they are complete."""
 
+FEATURES = "features"
+"""Folder of a run's output that keeps maps of frozen experts."""
+
 WITHOUT_EFFECT = frozenset(
     {
         "dataloader_num_workers",
@@ -76,6 +79,11 @@ class StageRun:
     def workspace(self) -> Path:
         """Where it lives until then: resume points, logs."""
         return Path(self.recipe.output_dir, UNFINISHED, self.title)
+
+    @property
+    def features(self) -> Path:
+        """The store of the experts' maps."""
+        return Path(self.recipe.features_dir or Path(self.recipe.output_dir, FEATURES))
 
     @cached_property
     def model_spec(self) -> ModelSpec:

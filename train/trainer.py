@@ -20,6 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from train.checkpoint import Complete, write_checkpoint
 from train.curve import score_batch
 from train.moved import MovedCheck
+from train.muon import MuonWithAdamW
 from train.parts import (
     frozen_modules,
     learning_names,
@@ -38,6 +39,7 @@ class StageTrainer(Trainer):
 
     - `rates`: part -> learning rate.
     - `mark`: what a resume point of this run is marked with; see `Complete`.
+    - `muon`: optimise by `train.muon` instead of `args.optim`.
     - Other arguments as transformers' `Trainer` takes them.
 
     Frozen parts stay in evaluation mode. A loss or gradient that is not finite stops the run
@@ -46,7 +48,10 @@ class StageTrainer(Trainer):
 
     optimizer: Any
 
-    def __init__(self, rates: Mapping[str, float], mark: Complete, **options: Any) -> None:
+    def __init__(
+        self, rates: Mapping[str, float], mark: Complete, muon: bool = False, **options: Any
+    ) -> None:
+        self.muon = muon
         self.rates = dict(rates)
         self.mark = mark
         self.moved = MovedCheck()
@@ -67,7 +72,7 @@ class StageTrainer(Trainer):
         """One group per part and decay rule, each with its part's learning rate."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            cls, options = self._optimizer(model)
             if {"params", "model", "optimizer_dict"} & set(options):
                 raise ValueError(
                     f"args.optim = {self.args.optim.value}: it groups parameters by itself, which "
@@ -77,6 +82,11 @@ class StageTrainer(Trainer):
             groups = parameter_groups(model, self.rates, self.args.weight_decay, decayed)
             self.optimizer = cls(groups, **options)
         return self.optimizer
+
+    def _optimizer(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+        if self.muon:
+            return MuonWithAdamW, {}
+        return self.get_optimizer_cls_and_kwargs(self.args, model)
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kw: Any
@@ -88,7 +98,8 @@ class StageTrainer(Trainer):
         for module in self._frozen:
             module.eval()
         self.moved.saw(inputs)
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kw)
+        inputs = {**self._with_image_tokens(inputs), "use_cache": False}
+        return super().compute_loss(model, inputs, *args, **kw)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -110,6 +121,16 @@ class StageTrainer(Trainer):
                 "step, lower the learning rate, or train with a wider dtype."
             )
 
+    def _with_image_tokens(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Go on from the experts' maps, if the batch has them instead of canvases."""
+        maps = inputs.get("pixel_values")
+        if not isinstance(maps, Mapping):
+            return inputs
+        with self.accelerator.autocast():  # which the model has around its forward alone
+            image = self.model.get_image_features(maps, return_dict=True)
+        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
+        return {**rest, "mm_encoder_outputs": {"image": image}}
+
     # -- evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -123,8 +144,13 @@ class StageTrainer(Trainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and per sample whether it is right (given twice: the loop wants labels)."""
         with torch.no_grad():
-            loss, right = score_batch(model, self._prepare_inputs(inputs))
+            inputs = self._with_image_tokens(self._prepare_inputs(inputs))
+            loss, right = score_batch(model, inputs)
         return loss, right, right
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: the Trainer's estimate knows neither images nor frozen parts, and it costs time."""
+        return 0
 
     # -- logs
 

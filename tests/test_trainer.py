@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from eagle_moe.model import EagleMixForConditionalGeneration
 from train.checkpoint import Complete, SaveFailed, read_complete
-from train.moved import MovedCheck
+from train.moved import MovedCheck, TrainingFault
 from train.parts import learning_names, model_tensors, open_parts, part_modules, part_of
 from train.trainer import LEARNING, StageTrainer
 from train.workspace import last_point
@@ -162,7 +162,7 @@ def test_a_part_behind_no_grad_is_found(tmp_path: Path) -> None:
     expert = trainer.model.model.vision_tower.towers["clip"]
     forward = expert.forward
     expert.forward = lambda view: forward(view).detach()
-    with pytest.raises(RuntimeError, match="got no gradient: model.vision_tower.towers.clip"):
+    with pytest.raises(TrainingFault, match="got no gradient: model.vision_tower.towers.clip"):
         trainer.train()
 
 
@@ -175,7 +175,7 @@ def test_a_frozen_part_that_moves_is_found(tmp_path: Path) -> None:
             weight.data[0, 0] += 1
 
     trainer.callback_handler.callbacks.insert(0, Meddler())
-    with pytest.raises(RuntimeError, match="frozen, but moved: lm_head.weight"):
+    with pytest.raises(TrainingFault, match="frozen, but moved: lm_head.weight"):
         trainer.train()
 
 
@@ -191,14 +191,14 @@ def test_a_parameter_that_is_not_in_the_optimizer_is_found(
         return optimizer
 
     monkeypatch.setattr(trainer, "create_optimizer", forget)
-    with pytest.raises(RuntimeError, match="trainable, but not in the optimizer"):
+    with pytest.raises(TrainingFault, match="trainable, but not in the optimizer"):
         trainer.train()
 
 
 def test_a_step_too_small_for_the_dtype_is_found(tmp_path: Path) -> None:
     model = copy.deepcopy(START).to(torch.bfloat16)
     rates = {"language_model": 1e-12}
-    with pytest.raises(RuntimeError, match="language_model: trainable, but nothing in it moved"):
+    with pytest.raises(TrainingFault, match="language_model: trainable, but nothing in it moved"):
         make_trainer(tmp_path, ("language_model",), model, rates=rates).train()
 
 
@@ -223,7 +223,7 @@ def test_the_check_at_the_end_sees_the_whole_run(tmp_path: Path) -> None:
     trainer.train()
     trainer.moved.check_frozen(trainer.model)
     trainer.model.lm_head.weight.data[0, 0] += 1
-    with pytest.raises(RuntimeError, match="lm_head.weight"):
+    with pytest.raises(TrainingFault, match="lm_head.weight"):
         trainer.moved.check_frozen(trainer.model)
 
 
@@ -244,7 +244,7 @@ def test_what_is_not_finite_stops_before_it_reaches_the_weights(tmp_path: Path, 
         head.register_forward_hook(
             lambda module, args, out: out * math.nan if trainer.state.global_step == 2 else None
         )
-    with pytest.raises(RuntimeError, match="step 3: the (loss|gradient norm) is nan"):
+    with pytest.raises(TrainingFault, match="step 3: the (loss|gradient norm) is nan"):
         trainer.train()
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
     assert last_point(tmp_path) == tmp_path / "checkpoint-2"

@@ -25,11 +25,15 @@ from train.parts import (
 logger = logging.getLogger(__name__)
 
 
+class TrainingFault(RuntimeError):
+    """Training itself went wrong, in a way that the message explains."""
+
+
 class MovedCheck(TrainerCallback):
     """Compares hashes of all tensors before and after the first step with a learning rate above 0.
 
     Parts that look at images are judged by the first such step with an image in it. Raises
-    `RuntimeError` that names tensors which moved but are frozen, tensors that learn but got no
+    `TrainingFault` that names tensors which moved but are frozen, tensors that learn but got no
     gradient, and parts in which nothing moved.
     """
 
@@ -87,7 +91,7 @@ class MovedCheck(TrainerCallback):
             )
 
     def check_frozen(self, model: nn.Module) -> None:
-        """Raise `RuntimeError` if a frozen part is not, to the bit, what it was at the start."""
+        """Raise `TrainingFault` if a frozen part is not, to the bit, what it was at the start."""
         now, learning = tensor_hashes(model_tensors(model)), learning_names(model)
         open_parts = set(split_by_part(learning))
         if strays := [
@@ -95,7 +99,7 @@ class MovedCheck(TrainerCallback):
             for name, value in now.items()
             if part_of(name) not in open_parts and value != self.start[name]
         ]:
-            raise RuntimeError(f"frozen, but moved during the run: {_named(strays)}")
+            raise TrainingFault(f"frozen, but moved during the run: {_named(strays)}")
 
     def _judge(self, moved: set[str], model: nn.Module) -> None:
         learning = learning_names(model)
@@ -120,7 +124,7 @@ class MovedCheck(TrainerCallback):
                     "step may be smaller than their resolution: use dtype: float32 with args.bf16)"
                 )
         if faults:
-            raise RuntimeError("After the first step:\n" + "\n".join(faults))
+            raise TrainingFault("After the first step:\n" + "\n".join(faults))
 
 
 def _named(names: list[str]) -> str:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from eagle_moe.build import build_config, build_model, build_processor, load_tokenizer
@@ -28,7 +30,9 @@ from train.arguments import training_arguments
 from train.curve import CURVE, CurveWriter, SkillMetric
 from train.data import Collator, ConversationDataset, MixtureDataset, check_supervision
 from train.features import FeatureCollator, FeatureDataset, FeatureStore
+from train.jobs import DirectoryBusy
 from train.lora import add_lora
+from train.moved import TrainingFault
 from train.parts import open_parts, part_modules
 from train.progress import ProgressReport
 from train.recipe import Recipe, load_recipe, parse_recipe
@@ -85,16 +89,18 @@ def run_stage(
 
 def train(run: StageRun, redo: bool = False) -> Path:
     """One training run, from the checkpoints that it starts from to the one that it ends in."""
+    args = training_arguments(run)
     origins = find_origins(run)
     mark = mark_of(run, run_identity(run, origins))
     if is_finished(run, mark, redo):
-        remove_workspace(run)
-        print(f"{run.title}: finished before, in {run.folder}")
+        if args.process_index == 0:
+            remove_workspace(run)
+            print(f"{run.title}: finished before, in {run.folder}")
         return run.folder
-    with locked(run):
-        point = open_workspace(run, mark, redo)
+    with _in_charge(run, args):
+        with args.main_process_first():
+            point = open_workspace(run, mark, redo)
         processor, config = _build(run)
-        args = training_arguments(run)
         dataset, held_out = _data(run, processor)
         model = load_model(run, config, origins)
         adapters = _open(run, model)
@@ -110,15 +116,28 @@ def train(run: StageRun, redo: bool = False) -> Path:
             train_dataset=dataset,
             eval_dataset=held_out,
             compute_metrics=SkillMetric(held_out) if held_out else None,
-            data_collator=_collator(run, processor, model.to(args.device), dataset, held_out),
+            data_collator=_collator(run, processor, model, dataset, held_out),
             processing_class=processor,
         )
         with _watched(trainer, run):
             trainer.train(resume_from_checkpoint=str(point) if point else None)
         save_run(run, mark, trainer, processor, adapters, origins)
-        remove_workspace(run)
-    print(f"{run.title}: done, in {run.folder}")
+        if args.process_index == 0:
+            remove_workspace(run)
+        trainer.accelerator.wait_for_everyone()  # the next run starts from what was just saved
+        print(f"{run.title}: done, in {run.folder}")
     return run.folder
+
+
+@contextmanager
+def _in_charge(run: StageRun, args: TrainingArguments) -> Iterator[None]:
+    """Keep other runs out of the workspace; of several processes, let the first one speak."""
+    if args.process_index == 0:
+        with locked(run):
+            yield
+    else:
+        with redirect_stdout(StringIO()):
+            yield
 
 
 def _resolve(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str]) -> Recipe:
@@ -176,7 +195,7 @@ def _collator(
     """Samples -> batch; if the experts' maps are kept on disk, they are all there afterwards."""
     if not run.stage.cache_features:
         return Collator(processor)
-    towers = model.model.vision_tower.towers
+    towers = model.model.vision_tower.towers.to(training_arguments(run).device)
     store = FeatureStore(run.features, towers, processor.image_processor)
     datasets = [*dataset.parts, *([held_out] if held_out else [])]
     store.fill([each for each in datasets if isinstance(each, FeatureDataset)], run.title)
@@ -234,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = parser.parse_intermixed_args(arguments)
     try:
         return _main(told)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DirectoryBusy, TrainingFault) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -19,7 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from train.checkpoint import Complete, write_checkpoint
 from train.curve import score_batch
-from train.moved import MovedCheck
+from train.moved import MovedCheck, TrainingFault
 from train.muon import MuonWithAdamW
 from train.parts import (
     frozen_modules,
@@ -115,7 +115,7 @@ class StageTrainer(Trainer):
 
     def _check_finite(self, what: str, value: Any) -> None:
         if not math.isfinite(float(value)):
-            raise RuntimeError(
+            raise TrainingFault(
                 f"step {self.state.global_step + 1}: the {what} is {float(value)}. The weights "
                 "were not touched, and the last resume point is intact. Look at the data of this "
                 "step, lower the learning rate, or train with a wider dtype."

@@ -46,19 +46,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """One state and one set of groups: what a scheduler or a checkpoint sees is what steps."""
-        inner = [group for optimizer in self.inner for group in optimizer.param_groups]
-        at = {id(group["params"][0]): group for group in inner}
-        self.param_groups = [at[id(group["params"][0])] for group in self.param_groups]
-        for optimizer in self.inner:
-            optimizer.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """One state, one set of groups: what a scheduler or a checkpoint sees is what steps."""
         held = {id(group["params"][0]): group for group in self.param_groups}
         for optimizer in self.inner:
             optimizer.param_groups = [held[id(g["params"][0])] for g in optimizer.param_groups]
             optimizer.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

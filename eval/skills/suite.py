@@ -71,19 +71,20 @@ def _records(item: tuple[str, Split, int], out: Path, seed: int) -> tuple[str, s
         order = rng.permutation(len(scene.questions))[:MAX_TURNS]
         asked = [scene.questions[i] for i in order]
         record["kinds"] = [q.kind for q in asked]
-    record["conversations"] = _turns([(q.question, q.answer) for q in asked])
+    record["conversations"] = turns([(q.question, q.answer) for q in asked])
     caption = {key: record[key] for key in ("id", "image", "skill")}
-    caption["conversations"] = _turns([("transcribe", scene.transcript)])
+    caption["conversations"] = turns([("transcribe", scene.transcript)])
     return json.dumps(record), json.dumps(caption)
 
 
-def _turns(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
-    turns = []
+def turns(pairs: list[tuple[str, str]], first: str = "<image>\n") -> list[dict[str, str]]:
+    """Question and answer pairs as a conversation; `first` stands before the first question."""
+    conversation = []
     for index, (question, answer) in enumerate(pairs):
-        prefix = "<image>\n" if index == 0 else ""
-        turns.append({"from": "human", "value": prefix + question})
-        turns.append({"from": "gpt", "value": answer})
-    return turns
+        asked = question if index else first + question
+        conversation.append({"from": "human", "value": asked})
+        conversation.append({"from": "gpt", "value": answer})
+    return conversation
 
 
 def _items(train: int, test: int) -> Iterator[tuple[str, Split, int]]:

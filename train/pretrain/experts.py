@@ -40,7 +40,7 @@ FIRST_INDEX = 1_000_000
 
 @dataclass
 class Batch:
-    """`canvas` (B,3,64,64) uint8; `cells` (B,64) symbol indices; `mask` (B,64,64) bool; captions."""
+    """`canvas` (B,3,64,64) uint8, `cells` (B,64) symbol indices, `mask` (B,64,64) bool."""
 
     canvas: Tensor
     cells: Tensor

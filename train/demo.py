@@ -1,0 +1,273 @@
+"""`make demo`: the whole job, small, on a CPU and without a download.
+
+    data, tokenizer, text            suite  tokenizer  corpus
+    eyes, and a reader               experts/*  reader
+    three stages, and three          mixture (pre_align, align, sft)
+      models to compare with         clip_only  clip_best  blind
+    scores and the page              scores/*  report.html  report.png  summary.json
+
+Everything is a job in a graph (`train.jobs`), so it uses every core, shows where it is, and goes
+on where it was interrupted. The sizes are in `configs/demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from eagle_moe.schema import Schema, load_yaml
+from train.jobs import Job, JobsFailed, progress, run_jobs
+
+CONFIGS = Path("configs/demo")
+CLIP = "[{name: clip, preset: clip-tiny}]"
+
+
+class Pretext(Schema):
+    """Size of one expert's pretext training; see `train.pretrain.experts.pretrain_expert`."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(32, gt=0)
+    scenes: int = Field(4000, gt=0)
+
+
+class DemoSettings(Schema):
+    """Sizes of the demo."""
+
+    recipe: str
+    reader: str
+    suite: dict[str, int]
+    """Images per skill: `train`, `test`."""
+    corpus: dict[str, int]
+    """Texts: `documents`, `copies`."""
+    pretexts: dict[str, Pretext]
+    """Expert -> size of its pretext training."""
+    overrides: list[str] = []
+    """Of the recipe, in every run of it."""
+    reader_overrides: list[str] = []
+
+
+# -- jobs: each runs in a process of its own and leaves its result in `out`
+
+
+def make_suite(out: Path, train: int, test: int) -> None:
+    from eval.skills import write_suite
+
+    write_suite(out, train, test, workers=2, progress=lambda n, of: progress(n, of, "images"))
+
+
+def make_corpus(out: Path, documents: int, copies: int) -> None:
+    from train.pretrain.corpus import write_corpus
+    from train.pretrain.tokenizer import write_tokenizer
+
+    write_tokenizer(out / "tokenizer")
+    write_corpus(out / "corpus.jsonl", documents, copies, progress=progress)
+
+
+def make_expert(out: Path, entry: Any, **size: Any) -> None:
+    from train.pretrain.experts import pretrain_expert
+
+    pretrain_expert(entry, out, **size, progress=progress)
+
+
+def make_stage(
+    out: Path, recipe: str, stage: str, overrides: Sequence[str], expert: str | None = None
+) -> None:
+    """One run of a recipe; `out` is where the job is kept, the checkpoint goes where it says."""
+    from train.run import run_stage
+
+    run_stage(recipe, stage, expert, overrides, redo=True)
+
+
+def make_score(out: Path, model: str, data: str, images: str) -> None:
+    from eval.run import evaluate
+
+    evaluate(model, data, out, images=images, batch_size=100, progress=progress)  # type: ignore[arg-type]
+
+
+# -- the graph
+
+
+class Demo:
+    """Names, folders and recipe overrides of one demo under `root`."""
+
+    def __init__(self, settings: DemoSettings, root: Path) -> None:
+        self.settings = settings
+        self.root = root
+        self.suite, self.text = root / "suite", root / "text"
+        self.reader = f"{{checkpoint: {root}/reader/read, parts: [language_model]}}"
+
+    def jobs(self) -> list[Job]:
+        """All jobs, those that others wait for longest first."""
+        return [*self._material(), *self._models(), *self._scores()]
+
+    def _material(self) -> list[Job]:
+        """Data, the reader and the experts."""
+        told = self.settings
+        reader = [
+            f"output_dir={self.root}/reader",
+            f"data.corpus.path={self.text}/corpus.jsonl",
+            self._tokenizer,
+            *told.reader_overrides,
+        ]
+        read = {"recipe": told.reader, "stage": "read", "overrides": reader}
+        entries = {e["name"]: e for e in load_yaml("configs/models/mini.yaml")["experts"]}
+        eyes = [
+            Job(f"eyes/{name}", make_expert, {"entry": entries[name], **size.dump()}, out)
+            for name, size in told.pretexts.items()
+            for out in [self.root / "experts" / name]
+        ]
+        return [
+            Job("text", make_corpus, told.corpus, self.text),
+            Job("reader", make_stage, read, self._place("reader"), ("text",)),
+            Job("suite", make_suite, told.suite, self.suite),
+            *eyes,
+        ]
+
+    @property
+    def _tokenizer(self) -> str:
+        return f"model.language_model.tokenizer={self.text}/tokenizer"
+
+    def _place(self, name: str) -> Path:
+        return self.root / "jobs" / name.replace("/", "-")
+
+    def _stage(
+        self,
+        model: str,
+        stage: str,
+        changes: Sequence[str],
+        needs: Sequence[str],
+        expert: str | None = None,
+    ) -> Job:
+        """One run of the recipe on this demo's material, with `changes` on top."""
+        overrides = [
+            f"output_dir={self.root}/{model}",
+            f"stages.pre_align.init_from=[{self.reader}]",
+            f"stages.align.init_from=[{self.reader}, pre_align]",
+            f"data.captions.path={self.suite}/captions.jsonl",
+            f"data.questions.path={self.suite}/train.jsonl",
+            f"data.held_out.path={self.suite}/test.jsonl",
+            self._tokenizer,
+            *self.settings.overrides,
+            *changes,
+        ]
+        kwargs: dict[str, Any] = {"stage": stage, "overrides": overrides, "expert": expert}
+        name = "/".join(filter(None, (model, stage, expert)))
+        kwargs["recipe"] = self.settings.recipe
+        return Job(name, make_stage, kwargs, self._place(name), ("suite", *needs))
+
+    def _experts(self, names: Sequence[str]) -> str:
+        places = ", ".join(f"{name}: {self.root}/experts/{name}" for name in names)
+        return f"init.experts={{{places}}}"
+
+    def _models(self) -> list[Job]:
+        """The mixture, and the three models that it is compared with."""
+        names = list(self.settings.pretexts)
+        mixture = [self._experts(names)]
+        clip = [f"model.experts={CLIP}", self._experts(["clip"])]
+        aligned = [f"stages.align.init_from=[{self.reader}, {self.root}/mixture/pre_align]"]
+        best = [
+            "stages.sft.init_from=[" + f"{self.root}/clip_only/align]",
+            "stages.sft.trainable=[experts, connector, language_model]",
+            "stages.sft.lr={experts: 1.0e-3}",
+        ]
+        blind = [
+            "stages.sft.trainable=[language_model]",
+            f"stages.sft.init_from=[{self.reader}]",
+            "data.questions.images=drop",
+            "data.held_out.images=drop",
+        ]
+        pre_align = [
+            self._stage("mixture", "pre_align", mixture, ("reader", f"eyes/{name}"), name)
+            for name in names
+        ]
+        return [
+            *pre_align,
+            self._stage("mixture", "align", mixture, [job.name for job in pre_align]),
+            self._stage("mixture", "sft", mixture, ["mixture/align"]),
+            self._stage("clip_only", "align", clip + aligned, ["mixture/pre_align/clip"]),
+            self._stage("clip_best", "sft", clip + best, ["clip_only/align"]),
+            self._stage("clip_only", "sft", clip, ["clip_only/align"]),
+            self._stage("blind", "sft", clip + blind, ["reader", "eyes/clip"]),
+        ]
+
+    def _scores(self) -> list[Job]:
+        return [
+            Job(
+                f"{model}/score",
+                make_score,
+                {
+                    "model": f"{self.root}/{model}/sft",
+                    "data": str(self.suite),
+                    "images": "drop" if model == "blind" else "keep",
+                },
+                self.root / "scores" / model,
+                (f"{model}/sft",),
+            )
+            for model in MODELS
+        ]
+
+
+MODELS = ("mixture", "clip_only", "clip_best", "blind")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The whole job, small, on a CPU.")
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser.add_argument("size", nargs="?", default="mini", choices=known)
+    parser.add_argument("--out", type=Path, help="default: runs/demo, or runs/demo-SIZE")
+    told = parser.parse_args(arguments)
+    settings = DemoSettings.parse(load_yaml(CONFIGS / f"{told.size}.yaml"), str(CONFIGS))
+    root = told.out or Path("runs/demo" if told.size == "mini" else f"runs/demo-{told.size}")
+    started = time.perf_counter()
+    try:
+        results = run_jobs(Demo(settings, root).jobs(), title="demo")
+    except JobsFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    fresh = not any(result.reused for result in results.values())
+    seconds = {name: result.seconds for name, result in results.items()}
+    report(root, seconds, time.perf_counter() - started if fresh else None)
+    return 0
+
+
+def report(root: Path, seconds: dict[str, float], wall_seconds: float | None) -> None:
+    """The page, its picture, the summary, the table, and where the model is."""
+    from eval.report import gather, print_summary, write_report
+
+    shutil.copytree(root / "mixture" / "sft", root / "model", dirs_exist_ok=True)
+    results = gather(
+        {model: root / "scores" / model for model in MODELS},
+        root / "suite",
+        {model: root / model / "sft" / "curve.jsonl" for model in MODELS},
+        seconds,
+        wall_seconds=wall_seconds,
+        ask=f"make chat MODEL={root}/model IMAGE=picture.png",
+        notes=[_pretext_note(root)],
+    )
+    write_report(results, root)
+    print_summary(results)
+
+
+def _pretext_note(root: Path) -> str:
+    """How well each expert has learned its pretext task, in a sentence."""
+    scores = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((root / "experts").glob("*/pretext.json"))
+    }
+    parts = [
+        f"{name} {one['pretext']} {one['score']:.2f} (untrained {one['untrained']:.2f})"
+        for name, one in scores.items()
+    ]
+    return "Held-out scores of the experts' pretext tasks: " + ", ".join(parts) + "."
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from eagle_moe.build import build_config, load_model_spec
+from eagle_moe.schema import load_yaml
+from train.demo import Demo, DemoSettings
+from train.jobs.graph import fingerprints
 from train.recipe import load_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -27,7 +30,19 @@ def check_recipe(path: Path) -> None:
     assert recipe.stages
 
 
-READERS: dict[str, Callable[[Path], object]] = {"models": check_model, "recipes": check_recipe}
+def check_demo(path: Path) -> None:
+    settings = DemoSettings.parse(load_yaml(path), str(path))
+    assert fingerprints(Demo(settings, Path("runs/demo")).jobs())
+    recipe = load_recipe(settings.recipe, settings.overrides)
+    assert set(recipe.experts) == set(settings.pretexts)
+    load_recipe(settings.reader, settings.reader_overrides)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "models": check_model,
+    "recipes": check_recipe,
+    "demo": check_demo,
+}
 """Folder of configs/ -> what must succeed on each of its files."""
 
 FILES = sorted(path for ending in ("*.yaml", "*.yml") for path in CONFIGS.rglob(ending))

@@ -60,7 +60,7 @@ class DemoSettings(Schema):
 def make_suite(out: Path, train: int, test: int) -> None:
     from eval.skills import write_suite
 
-    write_suite(out, train, test, workers=2, progress=lambda n, of: progress(n, of, "images"))
+    write_suite(out, train, test, progress=lambda n, of: progress(n, of, "images"))
 
 
 def make_corpus(out: Path, documents: int, copies: int) -> None:

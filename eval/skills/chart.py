@@ -12,8 +12,8 @@ PITCH = 2 * CELL
 BAR_WIDTH = 10
 
 
-def make(rng: np.random.Generator, split: content.Split) -> Scene:
-    painter = Painter(rng)
+def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
+    painter = Painter(rng, paint)
     rows = content.bar_rows(split)
     values = rows[int(rng.integers(len(rows)))]
     colours = [str(c) for c in rng.permutation(list(COLOURS))[: len(values)]]

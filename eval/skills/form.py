@@ -14,8 +14,8 @@ ROWS = 3
 FONT_SIZES = (16, 17, 18)
 
 
-def make(rng: np.random.Generator, split: content.Split) -> Scene:
-    painter = Painter(rng)
+def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
+    painter = Painter(rng, paint)
     fields = rng.permutation(list(FIELDS))[:ROWS]
     values = rng.permutation(content.numbers(split))[:ROWS]
     style = random_style(rng, FONT_SIZES)

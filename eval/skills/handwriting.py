@@ -18,8 +18,8 @@ CENTRES = {
 SIZES = (22, 24, 26)
 
 
-def make(rng: np.random.Generator, split: content.Split) -> Scene:
-    painter = Painter(rng)
+def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
+    painter = Painter(rng, paint)
     images, labels = content.digits(split)
     shift_x, shift_y = 8 * rng.integers(0, 2, size=2)
     digits = {}

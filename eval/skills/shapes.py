@@ -21,8 +21,8 @@ SIZES = (13, 14, 15, 16)
 MAX_SHAPES = 5
 
 
-def make(rng: np.random.Generator, split: content.Split) -> Scene:
-    painter = Painter(rng)
+def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
+    painter = Painter(rng, paint)
     items = []
     for spot in rng.permutation(9)[: int(rng.integers(1, MAX_SHAPES + 1))]:
         row, column = divmod(int(spot), 3)

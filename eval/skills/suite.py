@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,23 +31,23 @@ from eval.skills.scene import Scene
 
 VERSION = 1
 """Part of every score's identity; raise it when a change moves scores."""
-SKILLS: dict[str, Callable[[np.random.Generator, Split], Scene]] = {
+SKILLS: dict[str, Callable[..., Scene]] = {
     "text": text.make,
     "chart": chart.make,
     "form": form.make,
     "shapes": shapes.make,
     "handwriting": handwriting.make,
 }
-MAX_TURNS = 6
+MAX_TURNS = 5
 
 
 def make_rng(seed: int, split: str, skill: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(f"{split}/{skill}".encode()), index])
 
 
-def make_scene(skill: str, split: Split, index: int, seed: int = 0) -> Scene:
-    """Scene number `index` of a skill; the same every time."""
-    return SKILLS[skill](make_rng(seed, split, skill, index), split)
+def make_scene(skill: str, split: Split, index: int, seed: int = 0, *, paint: bool = True) -> Scene:
+    """Scene number `index` of a skill; the same every time. `paint=False`: without its image."""
+    return SKILLS[skill](make_rng(seed, split, skill, index), split, paint)
 
 
 def _records(item: tuple[str, Split, int], out: Path, seed: int) -> tuple[str, str]:
@@ -77,6 +78,14 @@ def _records(item: tuple[str, Split, int], out: Path, seed: int) -> tuple[str, s
     return json.dumps(record), json.dumps(caption)
 
 
+def _map(function: Callable[..., Any], items: list[Any], workers: int, stack: ExitStack) -> Any:
+    """`map`, in this process or in `workers` of them that live as long as `stack`."""
+    if workers == 1:
+        return map(function, items)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return stack.enter_context(pool).map(function, items, chunksize=200)
+
+
 def turns(pairs: list[tuple[str, str]], first: str = "<image>\n") -> list[dict[str, str]]:
     """Question and answer pairs as a conversation; `first` stands before the first question."""
     conversation = []
@@ -99,7 +108,7 @@ def write_suite(
     train: int = 2000,
     test: int = 250,
     seed: int = 0,
-    workers: int = 2,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `train` and `test` images per skill under `out`, with `workers` processes.
@@ -110,8 +119,8 @@ def write_suite(
     (out / "images").mkdir(parents=True, exist_ok=True)
     items = list(_items(train, test))
     lines: dict[str, list[str]] = {"train": [], "captions": [], "test": []}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = pool.map(partial(_records, out=out, seed=seed), items, chunksize=200)
+    with ExitStack() as stack:
+        done = _map(partial(_records, out=out, seed=seed), items, workers, stack)
         for count, ((_, split, _), (record, caption)) in enumerate(
             zip(items, done, strict=True), start=1
         ):

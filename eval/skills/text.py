@@ -30,8 +30,8 @@ def random_style(rng: np.random.Generator, sizes: tuple[int, ...] = FONT_SIZES) 
     return str(rng.choice(FONTS)), int(rng.choice(sizes))
 
 
-def make(rng: np.random.Generator, split: content.Split) -> Scene:
-    painter = Painter(rng)
+def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
+    painter = Painter(rng, paint)
     words = {}
     for line, centre in LINES.items():
         words[line] = _word(rng, split)

@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from eval.skills import SKILLS, make_scene
 from eval.skills.scene import SYMBOLS
 from eval.skills.suite import MAX_TURNS, make_rng, turns
@@ -39,7 +37,7 @@ def write_corpus(
         for number in range(documents + copies):
             skill = skills[number % len(skills)]
             rng = make_rng(seed, "corpus", skill, number)
-            scene = make_scene(skill, "train", FIRST_INDEX + number, seed)
+            scene = make_scene(skill, "train", FIRST_INDEX + number, seed, paint=False)
             cells = list(scene.cells)
             if number < documents:
                 order = rng.permutation(len(scene.questions))[:MAX_TURNS]

@@ -31,7 +31,7 @@ from train.muon import MATRIX, MuonWithAdamW, is_matrix
 
 Progress = Callable[[float, float, str], None]
 TEXT_WIDTH = 96
-TEXT_LENGTH = 64
+TEXT_LENGTH = 32
 WARMUP_STEPS = 20
 TEST_SCENES = 60
 FIRST_INDEX = 1_000_000

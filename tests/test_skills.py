@@ -1,0 +1,147 @@
+"""The built-in suite: reproducible, held out by content, and every question has one answer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.skills import SKILLS, content, make_scene, write_suite
+from eval.skills.scene import BLANK, COLOURS, GRID, SHAPES, SYMBOLS, figure_symbol
+from eval.skills.shapes import PLACES
+
+SPLITS = ("train", "test")
+EACH = pytest.mark.parametrize("skill", SKILLS)
+
+
+@EACH
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_scene_is_made_the_same_every_time(skill, split):
+    one, two, other = (make_scene(skill, split, index) for index in (7, 7, 8))
+    assert np.array_equal(one.image, two.image)
+    assert (one.cells, one.questions, one.caption) == (two.cells, two.questions, two.caption)
+    assert not np.array_equal(one.image, other.image)
+    assert not np.array_equal(one.image, make_scene(skill, split, 7, seed=1).image)
+
+
+@EACH
+def test_a_scene_is_whole(skill):
+    for index in range(40):
+        scene = make_scene(skill, "train", index)
+        assert scene.image.shape == (64, 64, 3)
+        assert scene.image.dtype == np.uint8
+        assert len(scene.cells) == GRID * GRID
+        assert set(scene.cells) <= set(SYMBOLS)
+        assert scene.mask.any()
+        assert not scene.mask.all()
+        asked = [question.question for question in scene.questions]
+        assert len(asked) == len(set(asked)) > 0
+
+
+@EACH
+def test_unpainted_scenes_show_the_same(skill):
+    for index in range(20):
+        painted, bare = (make_scene(skill, "train", index, paint=p) for p in (True, False))
+        assert (painted.cells, painted.questions) == (bare.cells, bare.questions)
+
+
+@EACH
+def test_no_question_tells_its_answer(skill):
+    for index in range(60):
+        for question in make_scene(skill, "test", index, paint=False).questions:
+            assert question.answer not in question.question.split()
+
+
+def test_content_is_held_out():
+    assert not set(content.words("train")) & set(content.words("test"))
+    assert not set(content.numbers("train")) & set(content.numbers("test"))
+    assert not set(content.bar_rows("train")) & set(content.bar_rows("test"))
+    train, test = (content.digits(split)[0] for split in SPLITS)
+    seen = {image.tobytes() for image in train}
+    assert not any(image.tobytes() in seen for image in test)
+    assert min(len(content.words(s)) for s in SPLITS) > 100
+    assert min(len(content.bar_rows(s)) for s in SPLITS) > 100
+
+
+def test_scenes_show_content_of_their_split():
+    for index in range(60):
+        for question in make_scene("text", "test", index, paint=False).questions:
+            assert question.answer in content.words("test")
+        for question in make_scene("form", "train", index, paint=False).questions:
+            assert question.answer in content.numbers("train")
+
+
+def _reader(scene):
+    """Answers every question from the transcript alone: an independent reading of the scene."""
+    rows = [scene.cells[GRID * r : GRID * (r + 1)] for r in range(GRID)]
+    if scene.skill == "text":
+        lines = ["".join(row).replace(BLANK, "") for row in rows]
+        top, bottom = (line for line in lines if line)
+        return {"what is the top word": top, "what is the bottom word": bottom}
+    if scene.skill == "form":
+        lines = ["".join(row).replace(BLANK, "") for row in rows]
+        return {f"what is {line[0]}": line[1:] for line in lines if line}
+    if scene.skill == "chart":
+        heights = Counter(cell[1:].split(":")[0] for cell in scene.cells if cell != BLANK)
+        answers = {f"how high is {colour}": str(n) for colour, n in heights.items()}
+        ranked = heights.most_common()
+        return answers | {
+            "which bar is highest": ranked[0][0],
+            "which bar is lowest": ranked[-1][0],
+        }
+    if scene.skill == "shapes":
+        third = [0, 0, 0, 1, 1, 1, 2, 2]
+        answers = {"how many shapes": str(sum(cell != BLANK for cell in scene.cells))}
+        for colour in COLOURS:
+            for shape in SHAPES:
+                at = [i for i, c in enumerate(scene.cells) if c == figure_symbol(colour, shape)]
+                for spot in at:
+                    place = PLACES[third[spot // GRID]][third[spot % GRID]]
+                    answers[f"where is the {colour} {shape}"] = place
+                    answers[f"what color is the {shape}"] = colour
+                    answers[f"what shape is {colour}"] = shape
+        return answers
+    half = GRID // 2
+    found = {}
+    for spot, cell in enumerate(scene.cells):
+        if cell != BLANK:
+            rows_, columns = ("top", "bottom"), ("left", "right")
+            found[f"what is {rows_[spot // GRID // half]} {columns[spot % GRID // half]}"] = cell
+    return found
+
+
+@EACH
+@pytest.mark.parametrize("split", SPLITS)
+def test_answers_follow_from_what_is_drawn(skill, split):
+    for index in range(80):
+        scene = make_scene(skill, split, index, paint=False)
+        answers = _reader(scene)
+        for question in scene.questions:
+            assert answers[question.question] == question.answer, (index, scene.cells)
+
+
+def test_files(tmp_path):
+    write_suite(tmp_path, train=6, test=4)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in ("train", "captions", "test")
+    }
+    assert [len(rows[name]) for name in ("train", "captions", "test")] == [30, 30, 20]
+    for row in rows["test"]:
+        human, gpt = row["conversations"]
+        assert human["value"] == f"<image>\n{row['question']}"
+        assert gpt["value"] == row["answer"]
+        assert Image.open(tmp_path / row["image"]).size == (64, 64)
+    assert Counter(row["skill"] for row in rows["test"]) == dict.fromkeys(SKILLS, 4)
+    assert len(rows["train"][0]["kinds"]) == len(rows["train"][0]["conversations"]) // 2
+
+
+def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
+    one = write_suite(tmp_path / "one", train=2, test=1, workers=1)
+    two = write_suite(tmp_path / "two", train=2, test=1, workers=2)
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)

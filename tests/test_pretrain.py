@@ -12,7 +12,8 @@ from eagle_moe.experts import ExpertSpec, build_expert
 from eval.skills import SKILLS, make_scene
 from eval.skills.scene import GRID
 from train.pretrain.corpus import write_corpus
-from train.pretrain.experts import PRETEXTS, pretrain_expert, stack
+from train.pretrain.experts import pretrain_expert
+from train.pretrain.pretexts import PRETEXTS, stack
 from train.pretrain.tokenizer import build_tokenizer, write_tokenizer
 
 

@@ -39,15 +39,16 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, group["lr"], group["weight_decay"], group["momentum"])
+                    self._step(parameter, parameter.grad, group)
 
-    def _step(self, parameter: Tensor, lr: float, decay: float, momentum: float) -> None:
+    def _step(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        update = orthogonalise(parameter.grad.lerp(average, momentum))
-        parameter.mul_(1 - lr * decay)
+        average = state["momentum"].lerp_(gradient, 1 - momentum)
+        update = orthogonalise(gradient.lerp(average, momentum))
+        parameter.mul_(1 - lr * group["weight_decay"])
         parameter.add_(update, alpha=-lr * _RMS * max(parameter.shape) ** 0.5)
 
 

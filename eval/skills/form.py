@@ -1,4 +1,4 @@
-"""Read a form: three rows, each a letter and a two-digit number."""
+"""Read a form: three ruled rows, each a letter and a two-digit number."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> 
     values = rng.permutation(content.numbers(split))[:ROWS]
     style = random_style(rng, FONT_SIZES)
     first = int(rng.integers(0, 2))
-    ruler = np.full((1, SIZE), 0.5, dtype=np.float32)
+    line = painter.ink()
+    across, down = (np.full(size, 0.5, dtype=np.float32) for size in ((1, SIZE), (SIZE, 1)))
+    painter.stamp(down, (PITCH - 1.5, SIZE / 2), line)
     for index, (name, value) in enumerate(zip(fields, values, strict=True)):
         top = PITCH * (first + index)
-        painter.stamp(ruler, (SIZE / 2, top + PITCH - 0.5), painter.ink())
-        paint_line(painter, f"{name} {value}", top + float(rng.integers(6, 8)), style)
+        painter.stamp(across, (SIZE / 2, top + PITCH - 0.5), line)
+        paint_line(painter, f"{name}{value}", top + float(rng.integers(6, 8)), style)
     caption = "form " + " ".join(f"{n} {v}" for n, v in zip(fields, values, strict=True))
     questions = [
         Question("field", f"what is {name}", str(value))

@@ -16,13 +16,12 @@ LINES = {"top": 16, "bottom": 46}
 
 
 def paint_line(painter: Painter, text: str, y: float, style: tuple[str, int]) -> None:
-    """Paint `text` from the left, its characters `PITCH` apart and clear of cell edges; a space
-    leaves a gap. `y` is the line's centre."""
+    """Paint `text` from the left, its characters `PITCH` apart and clear of cell edges; `y` is the
+    line's centre."""
     colour = painter.ink()
     left = float(painter.rng.integers(5, 8))
     for index, character in enumerate(text):
-        if character != " ":
-            painter.stamp(glyph(*style, character), (left + PITCH * index, y), colour, character)
+        painter.stamp(glyph(*style, character), (left + PITCH * index, y), colour, character)
 
 
 def random_style(rng: np.random.Generator, sizes: tuple[int, ...] = FONT_SIZES) -> tuple[str, int]:

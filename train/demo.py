@@ -52,6 +52,8 @@ class DemoSettings(Schema):
     overrides: list[str] = []
     """Of the recipe, in every run of it."""
     reader_overrides: list[str] = []
+    clip_best_overrides: list[str] = []
+    """What CLIP does best with, on top of opening it after `clip_only`."""
 
 
 # -- jobs: each runs in a process of its own and leaves its result in `out`
@@ -169,14 +171,17 @@ class Demo:
 
     def _models(self) -> list[Job]:
         """The mixture, and the three models that it is compared with."""
-        names = list(self.settings.pretexts)
+        told = self.settings
+        names = list(told.pretexts)
         mixture = [self._experts(names)]
         clip = [f"model.experts={CLIP}", self._experts(["clip"])]
         aligned = [f"stages.align.init_from=[{self.reader}, {self.root}/mixture/pre_align]"]
+        # Its own best recipe: half as long again, and with the expert open.
         best = [
-            "stages.sft.init_from=[" + f"{self.root}/clip_only/align]",
+            f"stages.sft.init_from=[{self.root}/clip_only/sft]",
             "stages.sft.trainable=[experts, connector, language_model]",
             "stages.sft.lr={experts: 1.0e-3}",
+            *told.clip_best_overrides,
         ]
         blind = [
             "stages.sft.trainable=[language_model]",
@@ -193,8 +198,8 @@ class Demo:
             self._stage("mixture", "align", mixture, [job.name for job in pre_align]),
             self._stage("mixture", "sft", mixture, ["mixture/align"]),
             self._stage("clip_only", "align", clip + aligned, ["mixture/pre_align/clip"]),
-            self._stage("clip_best", "sft", clip + best, ["clip_only/align"]),
             self._stage("clip_only", "sft", clip, ["clip_only/align"]),
+            self._stage("clip_best", "sft", clip + best, ["clip_only/sft"]),
             self._stage("blind", "sft", clip + blind, ["reader", "eyes/clip"]),
         ]
 

@@ -77,8 +77,8 @@ def how_measured(results: DemoResults) -> list[tuple[str, str]]:
     if "clip_best" in results.accuracy:
         best = (
             MODELS["clip_best"],
-            "CLIP as the only expert again, with the recipe that suits it best instead of the "
-            "one that suits the mixture.",
+            "CLIP as the only expert again, with the best recipe that was found for it: its "
+            "fine-tuning goes on for longer, and CLIP itself learns too.",
         )
         paragraphs.insert(2, best)
     return paragraphs

@@ -1,4 +1,4 @@
-"""Read a form: three ruled rows, each a letter and a two-digit number."""
+"""Read a form: three ruled rows, always a, b and c, each with a two-digit number."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from eval.skills.draw import Painter
 from eval.skills.scene import SIZE, Question, Scene
 from eval.skills.text import PITCH, paint_line, random_style
 
-FIELDS = "abcdefhk"
-ROWS = 3
+FIELDS = "abc"
+TOP = 8
+"""Pixel row at which the first field begins."""
 FONT_SIZES = (16, 17, 18)
 
 
 def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
     painter = Painter(rng, paint)
-    fields = rng.permutation(list(FIELDS))[:ROWS]
-    values = rng.permutation(content.numbers(split))[:ROWS]
+    values = rng.permutation(content.numbers(split))[: len(FIELDS)]
     style = random_style(rng, FONT_SIZES)
-    first = int(rng.integers(0, 2))
     line = painter.ink()
     across, down = (np.full(size, 0.5, dtype=np.float32) for size in ((1, SIZE), (SIZE, 1)))
     painter.stamp(down, (PITCH - 1.5, SIZE / 2), line)
-    for index, (name, value) in enumerate(zip(fields, values, strict=True)):
-        top = PITCH * (first + index)
+    for index, (name, value) in enumerate(zip(FIELDS, values, strict=True)):
+        top = TOP + PITCH * index
         painter.stamp(across, (SIZE / 2, top + PITCH - 0.5), line)
         paint_line(painter, f"{name}{value}", top + float(rng.integers(6, 8)), style)
-    caption = "form " + " ".join(f"{n} {v}" for n, v in zip(fields, values, strict=True))
+    caption = "form " + " ".join(f"{n} {v}" for n, v in zip(FIELDS, values, strict=True))
     questions = [
         Question("field", f"what is {name}", str(value))
-        for name, value in zip(fields, values, strict=True)
+        for name, value in zip(FIELDS, values, strict=True)
     ]
     return Scene("form", painter.finish(), painter.cells, painter.mask, caption, questions)

@@ -1,4 +1,4 @@
-"""Count, name and locate shapes: one to five coloured shapes on a 3x3 board."""
+"""Count, name and locate shapes: one to four coloured shapes, one in each quarter at most."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ from eval.skills import content
 from eval.skills.draw import Painter, shape
 from eval.skills.scene import COLOURS, SHAPES, Question, Scene, figure_symbol
 
-CENTRES = (12, 35, 52)
-"""Pixel centres of the board's rows and columns: clear of cell edges under a jitter of 2."""
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "center", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-SIZES = (13, 14, 15, 16)
-MAX_SHAPES = 5
+CENTRES = {
+    "top left": (18, 18),
+    "top right": (46, 18),
+    "bottom left": (18, 46),
+    "bottom right": (46, 46),
+}
+"""Pixel centres (x, y); they wander by 5."""
+SIZES = (17, 18, 19, 20, 21)
 
 
 def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
     painter = Painter(rng, paint)
+    places = [str(place) for place in rng.permutation(list(CENTRES))[: int(rng.integers(1, 5))]]
     items = []
-    for spot in rng.permutation(9)[: int(rng.integers(1, MAX_SHAPES + 1))]:
-        row, column = divmod(int(spot), 3)
+    for place in places:
         name, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
-        centre = (
-            CENTRES[column] + float(rng.integers(-2, 3)),
-            CENTRES[row] + float(rng.integers(-2, 3)),
-        )
+        x, y = CENTRES[place]
+        centre = (x + float(rng.integers(-5, 6)), y + float(rng.integers(-5, 6)))
         alpha = shape(name, int(rng.choice(SIZES)))
         painter.stamp(alpha, centre, COLOURS[colour], figure_symbol(colour, name))
-        items.append((name, colour, PLACES[row][column]))
+        items.append((name, colour, place))
     caption = "shapes " + " ".join(f"{c} {n} {p}" for n, c, p in items)
     questions = _questions(items)
     return Scene("shapes", painter.finish(), painter.cells, painter.mask, caption, questions)
@@ -41,15 +38,11 @@ def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> 
 
 def _questions(items: list[tuple[str, str, str]]) -> list[Question]:
     """Every question that has exactly one answer."""
-    names = Counter(name for name, _, _ in items)
-    colours = Counter(colour for _, colour, _ in items)
-    both = Counter((name, colour) for name, colour, _ in items)
+    figures = Counter((name, colour) for name, colour, _ in items)
     questions = [Question("count", "how many shapes", str(len(items)))]
     for name, colour, place in items:
-        if both[name, colour] == 1:
+        questions.append(Question("colour", f"what color is {place}", colour))
+        questions.append(Question("shape", f"what shape is {place}", name))
+        if figures[name, colour] == 1:
             questions.append(Question("place", f"where is the {colour} {name}", place))
-        if names[name] == 1:
-            questions.append(Question("colour", f"what color is the {name}", colour))
-        if colours[colour] == 1:
-            questions.append(Question("shape", f"what shape is {colour}", name))
     return questions

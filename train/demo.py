@@ -237,10 +237,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JobsFailed as error:
         print(error, file=sys.stderr)
         return 1
-    fresh = not any(result.reused for result in results.values())
     seconds = {name: result.seconds for name, result in results.items()}
-    report(root, seconds, time.perf_counter() - started if fresh else None)
+    reused = [result.reused for result in results.values()]
+    wall = _wall_before(root) if all(reused) else None
+    report(root, seconds, wall if any(reused) else time.perf_counter() - started)
     return 0
+
+
+def _wall_before(root: Path) -> float | None:
+    """What the run took that all results come from, if it was a single one."""
+    summary = root / "summary.json"
+    if not summary.exists():
+        return None
+    return json.loads(summary.read_text(encoding="utf-8")).get("wall_seconds")
 
 
 def report(root: Path, seconds: dict[str, float], wall_seconds: float | None) -> None:

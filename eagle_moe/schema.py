@@ -16,6 +16,9 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+MANY_NAMES = 30
+MOST_CLOSE = 5
+
 
 class Schema(BaseModel):
     """Base of every configuration object. Immutable; unknown keys are refused."""
@@ -36,10 +39,15 @@ class Schema(BaseModel):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A sentence that lists the valid names, the likeliest first, for use in error messages."""
+    """The likeliest valid name and the others, for use in error messages.
+
+    Of many names only the closest are listed, if there are any close ones.
+    """
     known = sorted(choices)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=MOST_CLOSE, cutoff=0.5)
     hint = f' Did you mean "{close[0]}"?' if close else ""
+    if close and len(known) > MANY_NAMES:
+        return f"{hint} Valid: {', '.join(close)} and {len(known) - len(close)} more."
     return f"{hint} Valid: {', '.join(known) or '(none)'}."
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +18,10 @@ from eagle_moe.experts import VisionExpert, build_expert, resolve_expert
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = Path(os.environ.get("EAGLE_MOE_GOLDENS", ROOT.parent / "shared/goldens/eagle-release"))
+needs_goldens = pytest.mark.skipif(
+    not (GOLDENS / "config.json").is_file(),
+    reason=f"no golden data in {GOLDENS}; name its folder in EAGLE_MOE_GOLDENS",
+)
 
 # The release's own views: CLIP's statistics for everybody, bilinear between corners, no antialias.
 RELEASE_VIEW = {"mean": CLIP_MEAN, "std": CLIP_STD, "align_corners": True, "antialias": False}

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from eagle_release import (
-    GOLDENS,
     build,
     clip_arch,
     config,
     eva_arch,
     load,
+    needs_goldens,
     pix_arch,
     read,
     sam_arch,
@@ -21,10 +21,7 @@ from eagle_release import (
 from eagle_moe.experts import VisionExpert, clip, eva02, sam
 from eagle_moe.fusion import FUSIONS
 
-pytestmark = pytest.mark.skipif(
-    not (GOLDENS / "config.json").is_file(),
-    reason=f"no golden data in {GOLDENS}; name its folder in EAGLE_MOE_GOLDENS",
-)
+pytestmark = needs_goldens
 
 
 def distance(ours: torch.Tensor, golden: torch.Tensor) -> float:

@@ -17,6 +17,7 @@ from eagle_release import (
     config,
     eva_arch,
     load,
+    needs_goldens,
     pix_arch,
     read,
     sam_arch,
@@ -27,10 +28,7 @@ from eagle_moe.config import EagleMixConfig
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import read_template
 
-pytestmark = pytest.mark.skipif(
-    not (GOLDENS / "config.json").is_file(),
-    reason=f"no golden data in {GOLDENS}; name its folder in EAGLE_MOE_GOLDENS",
-)
+pytestmark = needs_goldens
 IMAGE = 63  # a token that occurs in none of the golden texts or answers
 TOKENS = 1024
 LIMIT = 1044  # the official tokenizer_model_max_length of this golden

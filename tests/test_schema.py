@@ -55,6 +55,15 @@ def test_nearest_lists_all_and_guesses_only_what_is_close():
     assert nearest("zzz", []) == " Valid: (none)."
 
 
+def test_many_names_are_not_all_listed():
+    names = [f"option_{number:02d}" for number in range(40)] + ["max_steps"]
+    told = nearest("max_step", names)
+    assert told.startswith(' Did you mean "max_steps"? Valid: max_steps')
+    assert told.endswith("more.")
+    assert len(told) < 200
+    assert nearest("zzz", names).count("option_") == 40
+
+
 def test_yaml_numbers_in_scientific_notation():
     data = read_yaml("a: 1e-3\nb: 2E5\nc: 1.5e+2\nd: .5e1\ne: e5\nf: 1e", "text")
     assert data == {"a": 0.001, "b": 2e5, "c": 150.0, "d": 5.0, "e": "e5", "f": "1e"}

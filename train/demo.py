@@ -257,17 +257,19 @@ def report(root: Path, seconds: dict[str, float], wall_seconds: float | None) ->
     from eval.report import gather, print_summary, write_report
 
     shutil.copytree(root / "mixture" / "sft", root / "model", dirs_exist_ok=True)
+    ask = f"make chat MODEL={root}/model IMAGE=picture.png"
     results = gather(
         {model: root / "scores" / model for model in MODELS},
         root / "suite",
         {model: root / model / "sft" / "curve.jsonl" for model in MODELS},
         seconds,
         wall_seconds=wall_seconds,
-        ask=f"make chat MODEL={root}/model IMAGE=picture.png",
+        ask=ask,
         notes=[_pretext_note(root)],
     )
     write_report(results, root)
     print_summary(results)
+    print(f"The page: {root}/report.html (as a picture: report.png). Ask the model: {ask}")
 
 
 def _pretext_note(root: Path) -> str:

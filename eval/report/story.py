@@ -99,13 +99,16 @@ def caveats(results: DemoResults) -> list[str]:
 
 def setting(results: DemoResults) -> str:
     """Where and how long it ran, with the libraries that matter."""
-    took = results.wall_seconds if results.wall_seconds is not None else total_seconds(results)
+    if results.wall_seconds is not None:
+        took = f"{show_seconds(results.wall_seconds)} in all"
+    else:  # it was interrupted or partly read back
+        took = f"{show_seconds(total_seconds(results))} of steps, some of them side by side"
     libraries = ", ".join(
         f"{name} {results.versions[name]}"
         for name in ("python", "torch", "transformers", "eagle-moe")
         if name in results.versions
     )
-    return f"{results.machine}. {show_seconds(took)} in all. {libraries}."
+    return f"{results.machine}. {took}. {libraries}."
 
 
 def time_sentence(results: DemoResults) -> str:

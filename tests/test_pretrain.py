@@ -106,3 +106,9 @@ def test_scores_tell_right_from_wrong():
 def test_an_expert_without_a_task_is_named(tmp_path):
     with pytest.raises(ValueError, match="dinov2.*no pretext task"):
         pretrain_expert("dinov2-tiny", tmp_path, steps=1)
+
+
+def test_a_word_that_begins_or_ends_like_a_known_one_is_spelled(tokenizer):
+    for word in ("isle", "redder", "scored", "whatis"):
+        assert tokenizer.tokenize(f" {word}") == [" ", *word]
+    assert tokenizer.tokenize("what is red") == ["what", " is", " red"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from train.checkpoint import (
+from eagle_moe.checkpoint import (
     COMPLETE,
     Complete,
     PartRecord,

@@ -17,13 +17,13 @@ PACKAGES = ["eagle_moe", "eval", "train"]
 
 LAYERS = [
     {"schema"},
-    {"registry", "canvas"},
-    {"experts", "fusion", "connectors"},
+    {"registry", "canvas", "parts"},
+    {"experts", "fusion", "connectors", "checkpoint"},
     {"config"},
     {"model", "image_processor"},
-    {"processor"},
+    {"processor", "profile"},
     {"build"},
-    {"chat", "doctor"},
+    {"interop", "chat", "doctor"},
     {""},
     {"cli"},
 ]

@@ -9,8 +9,8 @@ from conftest import make_config, make_model
 from peft import PeftModel
 
 from eagle_moe.model import EagleMixForConditionalGeneration
+from train.learning import learning_names, learning_parts
 from train.lora import add_lora, merge_lora
-from train.parts import learning_names, learning_parts
 from train.recipe import Lora
 
 

@@ -7,15 +7,10 @@ import torch
 from conftest import make_config, make_model
 
 from eagle_moe.model import EagleMixForConditionalGeneration
-from train.parts import (
+from eagle_moe.parts import (
     all_parts,
     by_part,
-    frozen_modules,
-    learning_names,
-    learning_parts,
     model_tensors,
-    open_parts,
-    parameter_groups,
     part_hashes,
     part_modules,
     part_of,
@@ -56,42 +51,6 @@ def test_parts_resolve_in_model_order_and_say_the_nearest_name() -> None:
 def test_the_narrower_part_wins_whatever_the_order() -> None:
     for values in ({"experts.clip": 1, "experts": 2}, {"experts": 2, "experts.clip": 1}):
         assert by_part(values, EXPERTS) == {"experts.clip": 1, "experts.convnext": 2}
-
-
-def test_opening_parts_opens_these_alone(model: EagleMixForConditionalGeneration) -> None:
-    open_parts(model, ["experts.clip", "connector"])
-    assert learning_parts(model) == {"experts.clip", "connector"}
-    expected = {n for n, _ in model.named_parameters() if part_of(n) in learning_parts(model)}
-    assert learning_names(model) == expected
-
-
-def test_frozen_modules_are_those_in_which_nothing_learns(
-    model: EagleMixForConditionalGeneration,
-) -> None:
-    open_parts(model, ["experts.clip"])
-    frozen = {id(parameter) for m in frozen_modules(model) for parameter in m.parameters()}
-    assert frozen == {
-        id(value) for name, value in model.named_parameters() if part_of(name) != "experts.clip"
-    }
-
-
-def test_groups_hold_each_learning_parameter_once_with_its_rate_and_decay(
-    model: EagleMixForConditionalGeneration,
-) -> None:
-    open_parts(model, ["experts.clip", "language_model"])
-    decayed = [name for name, value in model.named_parameters() if value.dim() > 1]
-    rates = {"experts.clip": 1e-5, "language_model": 1e-3}
-    groups = parameter_groups(model, rates, 0.1, decayed)
-    seen = {}
-    for group in groups:
-        for parameter in group["params"]:
-            assert id(parameter) not in seen
-            seen[id(parameter)] = (group["part"], group["lr"], group["weight_decay"])
-    assert seen == {
-        id(value): (part_of(name), rates[part_of(name)], 0.1 if name in decayed else 0.0)
-        for name, value in model.named_parameters()
-        if value.requires_grad
-    }
 
 
 def test_tied_weights_are_counted_once() -> None:

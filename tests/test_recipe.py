@@ -9,7 +9,7 @@ import yaml
 from tiny_run import make_world
 
 from eagle_moe.build import build_config, build_model
-from train.parts import all_parts, part_of
+from eagle_moe.parts import all_parts, part_of
 from train.recipe import load_recipe, parse_recipe
 from train.stages import stage_runs
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tiny_run import make_recipe, make_world
 
 from eagle_moe.build import load_model
+from eagle_moe.checkpoint import SaveFailed, read_complete, read_provenance
 from eagle_moe.processor import EagleMixProcessor
-from train.checkpoint import SaveFailed, read_complete, read_provenance
 from train.progress import ProgressReport
 from train.recipe import parse_recipe
 from train.run import main, run_recipe, run_stage

@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 from tiny_run import make_recipe, make_world
 
-from train.checkpoint import Complete, PartRecord, write_checkpoint, write_json, write_provenance
-from train.parts import all_parts
+from eagle_moe.checkpoint import (
+    Complete,
+    PartRecord,
+    write_checkpoint,
+    write_json,
+    write_provenance,
+)
+from eagle_moe.parts import all_parts
 from train.recipe import parse_recipe
 from train.sources import check_sources, find_origins, run_identity
 from train.stages import StageRun, stage_runs

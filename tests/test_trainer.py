@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
+from eagle_moe.checkpoint import Complete, SaveFailed, read_complete
 from eagle_moe.model import EagleMixForConditionalGeneration
-from train.checkpoint import Complete, SaveFailed, read_complete
+from eagle_moe.parts import model_tensors, part_modules, part_of
+from train.learning import learning_names, open_parts
 from train.moved import MovedCheck, TrainingFault
-from train.parts import learning_names, model_tensors, open_parts, part_modules, part_of
 from train.trainer import LEARNING, StageTrainer
 from train.workspace import last_point
 

@@ -13,7 +13,7 @@ from tiny_run import make_recipe, make_world
 
 from eagle_moe.build import build_config
 from eagle_moe.model import EagleMixForConditionalGeneration
-from train.parts import model_tensors, part_of
+from eagle_moe.parts import model_tensors, part_of
 from train.recipe import parse_recipe
 from train.sources import find_origins
 from train.stages import stage_runs

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_run import make_world
 
-from train.checkpoint import Complete, write_checkpoint
+from eagle_moe.checkpoint import Complete, write_checkpoint
 from train.jobs import DirectoryBusy
 from train.recipe import parse_recipe
 from train.stages import StageRun

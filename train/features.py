@@ -26,10 +26,10 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from eagle_moe.experts import VisionExpert
+from eagle_moe.parts import tensor_hashes
 from train.data import Collator, ConversationDataset
 from train.data.records import Record
 from train.jobs import progress
-from train.parts import tensor_hashes
 
 if TYPE_CHECKING:
     from eagle_moe.image_processor import EagleMixImageProcessor

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
+from eagle_moe.parts import part_of
 from eagle_moe.schema import nearest
-from train.parts import part_of
 from train.recipe import Lora
 
 if TYPE_CHECKING:

@@ -13,14 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from train.parts import (
-    LANGUAGE_MODEL,
-    learning_names,
-    model_tensors,
-    part_of,
-    split_by_part,
-    tensor_hashes,
-)
+from eagle_moe.parts import LANGUAGE_MODEL, model_tensors, part_of, split_by_part, tensor_hashes
+from train.learning import learning_names
 
 logger = logging.getLogger(__name__)
 

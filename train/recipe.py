@@ -19,10 +19,10 @@ from pydantic import Field
 from eagle_moe.build import ModelSpec
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import resolve_expert
+from eagle_moe.parts import EXPERTS, resolve_parts
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
 from train.data import DataSpec
-from train.parts import EXPERTS, resolve_parts
 
 Dtype = Literal["float32", "bfloat16"]
 

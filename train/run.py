@@ -25,15 +25,16 @@ from transformers.integrations import TensorBoardCallback
 from eagle_moe.build import build_config, build_model, build_processor, load_tokenizer
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.model import EagleMixForConditionalGeneration
+from eagle_moe.parts import part_modules
 from eagle_moe.processor import EagleMixProcessor
 from train.arguments import training_arguments
 from train.curve import CURVE, CurveWriter, SkillMetric
 from train.data import Collator, ConversationDataset, MixtureDataset, check_supervision
 from train.features import FeatureCollator, FeatureDataset, FeatureStore
 from train.jobs import DirectoryBusy
+from train.learning import open_parts
 from train.lora import add_lora
 from train.moved import TrainingFault
-from train.parts import open_parts, part_modules
 from train.progress import ProgressReport
 from train.recipe import Recipe, load_recipe, parse_recipe
 from train.save import LOGS, save_run

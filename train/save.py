@@ -12,12 +12,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from eagle_moe.checkpoint import RECIPE, Complete, PartRecord, write_checkpoint, write_provenance
 from eagle_moe.model import EagleMixForConditionalGeneration
+from eagle_moe.parts import model_tensors, part_hashes, part_of, tensor_hashes
 from eagle_moe.processor import EagleMixProcessor
-from train.checkpoint import RECIPE, Complete, PartRecord, write_checkpoint, write_provenance
 from train.curve import CURVE
+from train.learning import learning_parts
 from train.lora import merge_lora
-from train.parts import learning_parts, model_tensors, part_hashes, part_of, tensor_hashes
 from train.sources import Origin
 from train.stages import StageRun
 from train.trainer import StageTrainer

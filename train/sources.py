@@ -13,15 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from eagle_moe.checkpoint import (
+    EXPERT_WEIGHTS,
+    WEIGHTS,
+    read_complete,
+    read_provenance,
+    weight_files,
+)
 from eagle_moe.experts import resolve_expert
-from train.checkpoint import WEIGHTS, read_complete, read_provenance, weight_files
+from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, expert_part, resolve_parts
 from train.data.manifest import fingerprint_of
-from train.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, expert_part, resolve_parts
 from train.recipe import RANDOM, Source
 from train.stages import WITHOUT_EFFECT, StageRun
-
-EXPERT_WEIGHTS = "expert.safetensors"
-"""Weights of one expert in a folder of its own, beside `expert.json` with its `ExpertSpec`."""
 
 
 @dataclass(frozen=True)

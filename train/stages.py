@@ -10,8 +10,8 @@ from typing import Any
 
 from eagle_moe.build import ModelSpec
 from eagle_moe.experts import resolve_expert
+from eagle_moe.parts import all_parts, by_part, resolve_parts
 from eagle_moe.schema import nearest
-from train.parts import all_parts, by_part, resolve_parts
 from train.recipe import Lora, Recipe, Stage
 
 UNFINISHED = "unfinished"

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from train.checkpoint import read_complete
-from train.parts import part_of
+from eagle_moe.checkpoint import read_complete
+from eagle_moe.parts import part_of
 from train.stages import StageRun
 
 

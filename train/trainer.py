@@ -17,18 +17,12 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from train.checkpoint import Complete, write_checkpoint
+from eagle_moe.checkpoint import Complete, write_checkpoint
+from eagle_moe.parts import model_tensors, part_of
 from train.curve import score_batch
+from train.learning import frozen_modules, learning_names, learning_parts, parameter_groups
 from train.moved import MovedCheck, TrainingFault
 from train.muon import MuonWithAdamW
-from train.parts import (
-    frozen_modules,
-    learning_names,
-    learning_parts,
-    model_tensors,
-    parameter_groups,
-    part_of,
-)
 
 LEARNING = "learning.safetensors"
 """In a resume point: the tensors that the run changes. The rest is loaded as at its start."""

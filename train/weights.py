@@ -15,22 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.utils import logging as transformers_logging
 
 from eagle_moe.build import build_model
+from eagle_moe.checkpoint import EXPERT_SPEC, EXPERT_WEIGHTS, read_parts, read_provenance
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import ExpertSpec
 from eagle_moe.model import EagleMixForConditionalGeneration
-from train.checkpoint import read_parts, read_provenance
-from train.parts import (
-    EXPERTS,
-    LANGUAGE_MODEL,
-    expert_prefix,
-    model_tensors,
-    part_of,
-)
-from train.sources import EXPERT_WEIGHTS, Origin
+from eagle_moe.parts import EXPERTS, LANGUAGE_MODEL, expert_prefix, model_tensors, part_of
+from train.sources import Origin
 from train.stages import StageRun
-
-EXPERT_SPEC = "expert.json"
-"""The `ExpertSpec` of the expert in the same folder."""
 
 _MAY_DIFFER = frozenset(
     {

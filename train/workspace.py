@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import Complete, read_complete, remove_drafts, write_json
+from eagle_moe.checkpoint import Complete, read_complete, remove_drafts, write_json
 from train.jobs.directory import Lock
 from train.stages import StageRun
 

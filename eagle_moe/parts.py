@@ -1,4 +1,4 @@
-"""Parts of a model by the names that recipes use, and what of them learns.
+"""Parts of a model by the names that recipes and checkpoints use.
 
 | part             | modules                                                    |
 |------------------|------------------------------------------------------------|
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from eagle_moe.schema import nearest
-from train.muon import MATRIX, is_matrix
 
 EXPERTS = "experts"
 CONNECTOR = "connector"
@@ -107,56 +106,6 @@ def split_by_part(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         groups.setdefault(part_of(name), []).append(name)
     return groups
-
-
-def open_parts(model: nn.Module, parts: Iterable[str]) -> None:
-    """Let the parameters of `parts` learn; what others do is left as it is."""
-    parts = set(parts)
-    for name, parameter in model.named_parameters():
-        if part_of(name) in parts:
-            parameter.requires_grad_(True)
-
-
-def learning_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that learn."""
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def learning_parts(model: nn.Module) -> set[str]:
-    """Parts with a parameter that learns."""
-    return {part_of(name) for name in learning_names(model)}
-
-
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules of the parts in which nothing learns."""
-    frozen = {part_of(name) for name, _ in model.named_parameters()} - learning_parts(model)
-    return [module for part in sorted(frozen) for module in part_modules(model, part)]
-
-
-def parameter_groups(
-    model: nn.Module, rates: Mapping[str, float], weight_decay: float, decayed: Iterable[str]
-) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that learn, one per part, decay rule and matrix or not.
-
-    `rates`: part -> learning rate. `decayed`: names of the parameters that weight decay applies
-    to. Each group carries its `part`, and `matrix`, by which `train.muon` tells its own.
-    """
-    decayed = set(decayed)
-    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (part_of(name), name in decayed, is_matrix(name, parameter))
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": rates[part],
-            "weight_decay": weight_decay if decays else 0.0,
-            "part": part,
-            MATRIX: matrix,
-        }
-        for (part, decays, matrix), parameters in groups.items()
-    ]
 
 
 def tensor_hash(value: Tensor) -> str:

@@ -25,13 +25,17 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor
 
+from eagle_moe.parts import part_of
 from eagle_moe.schema import Schema
-from train.parts import part_of
 
 COMPLETE = "complete.json"
 PROVENANCE = "provenance.json"
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
+EXPERT_WEIGHTS = "expert.safetensors"
+"""Weights of one expert in a folder of its own."""
+EXPERT_SPEC = "expert.json"
+"""The `ExpertSpec` of the expert in the same folder."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -57,7 +61,7 @@ class Complete(Schema):
 class PartRecord(Schema):
     """`provenance.json`, one part.
 
-    - `sha256`: of its tensors in this checkpoint (`train.parts.part_hashes`).
+    - `sha256`: of its tensors in this checkpoint (`eagle_moe.parts.part_hashes`).
     - `parameters`: how many.
     - `history`: where its weights were first taken from, then each stage that changed them.
     """

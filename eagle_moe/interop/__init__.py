@@ -1,0 +1,1 @@
+"""Foreign checkpoints in: official Eagle releases, and the original weights of experts."""

@@ -1,0 +1,108 @@
+"""Where each library's own keys of a vision encoder belong in our expert.
+
+Keys are relative to the encoder as the library names it; the same rules serve the library's
+checkpoints and the official Eagle releases, whose towers are these encoders. Sources: the state
+dicts of transformers, timm, and baaivision/EVA (EVA-02/det).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from eagle_moe.interop.keymap import Rule, ignored
+
+CACHED = ignored(r".*(position_ids|freqs_cos|freqs_sin)", "a table that is computed, not learned")
+
+
+def clip(arch: Any) -> list[Rule]:
+    """transformers' `CLIPVisionModel`. `pre_layrnorm` is spelled so there."""
+    return [
+        Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
+        *_clip_cls(arch.keep_cls),
+        Rule(r"vision_model\.pre_layrnorm\.(.+)", r"pre_layernorm.\1"),
+        Rule(r"vision_model\.encoder\.layers\.(.+)", r"layers.\1"),
+        ignored(r"vision_model\.post_layernorm\..+", "comes after the map that is read"),
+        CACHED,
+    ]
+
+
+def _clip_cls(keep: bool) -> list[Rule]:
+    cls, table = (
+        rf"vision_model\.embeddings\.{name}"
+        for name in ("class_embedding", "position_embedding.weight")
+    )
+    if keep:
+        return [Rule(cls, "class_embedding"), Rule(table, "position_embedding")]
+    return [
+        ignored(cls, "no CLS token takes part (arch.keep_cls: false)"),
+        Rule(table, "position_embedding", without_first_row),
+    ]
+
+
+def convnext(arch: Any) -> list[Rule]:
+    """timm's `ConvNeXt`; the official release stores a block's layer scale as `weight`."""
+    return [
+        Rule(r"(stages\.\d+\.blocks\.\d+)\.(?:weight|gamma)", r"\1.gamma"),
+        Rule(r"((?:stem|stages)\..+)", r"\1"),
+        ignored(r"(head|norm_pre)\..+", "comes after the map that is read"),
+    ]
+
+
+def eva02(arch: Any) -> list[Rule]:
+    """The `backbone.net` of EVA-02's detector; biases of queries and values are kept apart."""
+    return [
+        Rule(r"patch_embed\.proj\.(.+)", r"patch_embed.\1"),
+        Rule(r"pos_embed", "pos_embed", without_cls_cell),
+        Rule(r"blocks\.(\d+)\.attn\.([qv])_bias", r"layers.\1.attn.\2_proj.bias"),
+        CACHED,
+        Rule(r"blocks\.(.+)", r"layers.\1"),
+    ]
+
+
+def sam(arch: Any) -> list[Rule]:
+    """The vision encoder of transformers' `SamModel`."""
+    return [
+        Rule(r"pos_embed", "pos_embed", flat_cells),
+        Rule(r"patch_embed\.projection\.(.+)", r"patch_embed.\1"),
+        Rule(r"layers\.(\d+)\.layer_norm([12])\.(.+)", r"layers.\1.norm\2.\3"),
+        Rule(r"layers\.(.+)", r"layers.\1"),
+        Rule(r"neck\.layer_norm([12])\.(.+)", r"neck.norm\1.\2"),
+        Rule(r"neck\.(conv[12]\..+)", r"neck.\1"),
+    ]
+
+
+def pix2struct(arch: Any) -> list[Rule]:
+    """transformers' `Pix2StructVisionModel`."""
+    return [
+        Rule(r"embeddings\.((?:patch_projection|row_embedder|column_embedder)\..+)", r"\1"),
+        Rule(r"encoder\.layer\.(.+)", r"layers.\1"),
+        Rule(r"(layernorm\..+)", r"\1"),
+    ]
+
+
+EAGLE: dict[str, Callable[[Any], list[Rule]]] = {
+    "clip": clip,
+    "convnext": convnext,
+    "eva02": eva02,
+    "sam": sam,
+    "pix2struct": pix2struct,
+}
+"""Kind of expert -> rules of its tower in an official Eagle release, for the expert's `arch`."""
+
+
+def without_first_row(table: Tensor) -> Tensor:
+    """Position table (1+n, C) -> (n, C): the CLS token's row goes."""
+    return table[1:]
+
+
+def without_cls_cell(table: Tensor) -> Tensor:
+    """Position table (1, 1+n, C) -> (n, C): the CLS token's row goes."""
+    return table[0, 1:]
+
+
+def flat_cells(table: Tensor) -> Tensor:
+    """Position table (1, h, w, C) -> (h*w, C)."""
+    return table.flatten(0, 2)

@@ -14,6 +14,7 @@ from eagle_moe.config import EagleMixConfig
 from eagle_moe.image_processor import EagleMixImageProcessor
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import IMAGE_TOKEN, EagleMixProcessor, read_template
+from eagle_moe.profile import read_profile
 from eagle_moe.schema import Schema, load_yaml, nearest
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class LanguageModelSpec(Schema):
 class ModelSpec(Schema):
     """A whole model as a model file describes it."""
 
+    profile: str | None = None
+    """`release`, `native` or a YAML file: what fills the fields below where they are silent."""
     canvas: CanvasSpec = CanvasSpec()
     experts: list[str | dict[str, Any]] = Field(min_length=1)
     """Entries of `eagle_moe.experts.resolve_expert`, in mixture order."""
@@ -58,7 +61,13 @@ class ModelSpec(Schema):
     connector: dict[str, Any] = {"kind": "mlp"}
     language_model: LanguageModelSpec
     template: str = "vicuna"
-    """`vicuna`, `llama3`, `plain`, `short`, or a Jinja file."""
+    """`vicuna`, `llama3`, `plain`, `short`, ... (`eagle_moe/templates`), or a Jinja file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        name = data.get("profile") if isinstance(data, dict) else None
+        return read_profile(name).fill(data) if isinstance(name, str) else data
 
 
 def load_model_spec(path: str | Path, overrides: Sequence[str] = ()) -> ModelSpec:

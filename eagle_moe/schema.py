@@ -60,6 +60,9 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
             lines.append(f"{source}: unknown key `{field}`.{hint}")
         elif item["type"] == "missing":
             lines.append(f"{source}: `{field}` is required.")
+        elif isinstance(item["input"], Mapping):  # a whole section: its values would hide the text
+            message = item["msg"].removeprefix("Value error, ").rstrip(".")
+            lines.append(f"{source}: {f'`{field}`: ' if field else ''}{message}.")
         else:
             lines.append(f"{source}: `{field}` = {item['input']!r}: {item['msg']}.")
     return "\n".join(lines)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import resize
 
-from eagle_moe.fusion import FUSIONS, to_grid
+from eagle_moe.fusion import FUSIONS
+from eagle_moe.fusion.base import GridOptions, to_grid
 
 CHANNELS = {"a": 6, "b": 10}
 
@@ -74,12 +75,26 @@ def test_norm_makes_a_quiet_expert_as_loud_as_the_others():
     assert 0.5 < normed[..., 6:].std() / normed[..., :6].std() < 2
 
 
+def grid_of(size: int, align_corners: bool = True, antialias: bool = False) -> GridOptions:
+    return GridOptions(grid=size, align_corners=align_corners, antialias=antialias)
+
+
 def test_grid_resize():
     x = torch.randn(1, 2, 4, 4)
-    assert to_grid(x, 4, True) is x
-    low = to_grid(x.bfloat16(), 3, True)
+    assert to_grid(x, grid_of(4)) is x
+    low = to_grid(x.bfloat16(), grid_of(3))
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low, to_grid(x.bfloat16().float(), 3, True).bfloat16())
-    unaligned = to_grid(x, 8, False)
+    torch.testing.assert_close(low, to_grid(x.bfloat16().float(), grid_of(3)).bfloat16())
+    unaligned = to_grid(x, grid_of(8, align_corners=False))
     torch.testing.assert_close(unaligned, resize(x, [8, 8], antialias=False))
-    assert not torch.allclose(unaligned, to_grid(x, 8, True))
+    assert not torch.allclose(unaligned, to_grid(x, grid_of(8)))
+
+
+def test_antialias_averages_the_cells_of_a_finer_map():
+    x = torch.randn(1, 2, 8, 8)
+    averaged = to_grid(x, grid_of(4, align_corners=False, antialias=True))
+    torch.testing.assert_close(averaged, resize(x, [4, 4], antialias=True))
+    skipped = to_grid(x, grid_of(4, align_corners=False))
+    assert averaged.var() < skipped.var()
+    with pytest.raises(ValueError, match="antialias: true needs align_corners: false"):
+        GridOptions.parse({"antialias": True}, "fusion")

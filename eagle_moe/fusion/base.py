@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from eagle_moe.registry import Registry
@@ -20,10 +21,19 @@ class GridOptions(Schema):
     grid: int = 32
     """Cells per side of the common grid (32 in Eagle: 1024 tokens)."""
     align_corners: bool = True
-    """Bilinear resize rule of the official release (no antialiasing, fp32)."""
+    """Bilinear resize rule (fp32) by which maps meet the grid: the official release's is true."""
+    antialias: bool = False
+    """Whether cells of a finer map are averaged, not skipped; the official release skips. Needs
+    `align_corners: false`."""
     norm: Literal["none", "layernorm"] = "none"
     """A LayerNorm per expert before it meets the others. "none" is the official profile; without
     a norm the loudest expert drowns the rest when everything is small."""
+
+    @model_validator(mode="after")
+    def _resize_exists(self) -> Self:
+        if self.align_corners and self.antialias:
+            raise ValueError("antialias: true needs align_corners: false")
+        return self
 
 
 class Fusion(nn.Module):
@@ -49,15 +59,22 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
 
-def to_grid(x: Tensor, grid: int, align_corners: bool) -> Tensor:
+def to_grid(x: Tensor, options: GridOptions) -> Tensor:
     """Bilinear resize of a map (B,C,h,w) to (B,C,grid,grid), in fp32, cast back.
 
     As the official mixture does it (multi_backbone_channel_concatenation_encoder.py): maps that
     already have the grid's width are left alone.
     """
-    if x.shape[-2:] == (grid, grid):
+    size = (options.grid, options.grid)
+    if x.shape[-2:] == size:
         return x
-    resized = F.interpolate(x.float(), (grid, grid), mode="bilinear", align_corners=align_corners)
+    resized = F.interpolate(
+        x.float(),
+        size,
+        mode="bilinear",
+        align_corners=options.align_corners,
+        antialias=options.antialias,
+    )
     return resized.to(x.dtype)
 
 
@@ -72,7 +89,5 @@ class GridNorms(nn.Module):
 
     def forward(self, name: str, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B, grid*grid, C)."""
-        tokens = (
-            to_grid(x, self.options.grid, self.options.align_corners).flatten(2).transpose(1, 2)
-        )
+        tokens = to_grid(x, self.options).flatten(2).transpose(1, 2)
         return self.norms[name](tokens) if name in self.norms else tokens

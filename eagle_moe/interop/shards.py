@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _SAFETENSORS = ".safetensors"
-_STEMS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
-"""What libraries call the weights of a folder, the safest format first."""
+STEMS = ("model.safetensors", "pytorch_model.bin")
+"""What transformers and timm call the weights of a folder, the safest format first."""
+OPEN_CLIP_STEMS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""The same for open_clip, whose folders may hold the weights in other libraries' form too."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +48,28 @@ class Shard:
             yield from _descend(_unpickle(self.path), self.inner).items()
 
 
-def open_shards(place: Path, inner: Sequence[str] = ()) -> list[Shard]:
+def open_shards(
+    place: Path, inner: Sequence[str] = (), stems: Sequence[str] = (*STEMS, *OPEN_CLIP_STEMS)
+) -> list[Shard]:
     """The weight files of a folder, or the one file `place`.
 
     `inner`: keys of which a pickle may hold one, above its tensors; the first that is there is
-    taken. Raises `ValueError`, naming the file, if one is missing, damaged, or a pickle that holds
-    more than plain tensors.
+    taken. `stems`: names that the weights of a folder may have, the best first. Raises
+    `ValueError`, naming the file, if one is missing, damaged, or a pickle that holds more than
+    plain tensors.
     """
     if not place.exists():
         raise ValueError(f"{place}: no such file or folder. Check the path.")
     if place.is_file():
         return [_open(place, inner)]
-    for stem in _STEMS:
+    for stem in stems:
         if (place / stem).is_file():
             return [_open(place / stem, inner)]
         if (place / f"{stem}.index.json").is_file():
             return _open_indexed(place / f"{stem}.index.json")
     raise ValueError(
-        f"{place}: no weights in it: neither {' nor '.join(_STEMS)}, whole or with an index "
-        "(.index.json). Copy the whole folder."
+        f"{place}: no weights in it: neither {' nor '.join(stems)}, whole or with an index "
+        "(.index.json). Copy the whole folder, or give the file itself."
     )
 
 
@@ -89,6 +96,7 @@ def _open_indexed(index: Path) -> list[Shard]:
 
 
 def _open(path: Path, inner: Sequence[str] = ()) -> Shard:
+    _check_start(path)
     if path.suffix == _SAFETENSORS:
         return _open_safetensors(path)
     top = _unpickle(path)
@@ -96,12 +104,15 @@ def _open(path: Path, inner: Sequence[str] = ()) -> Shard:
     while step := next((key for key in inner if isinstance(top, dict) and key in top), None):
         top, steps = top[step], (*steps, step)
     if not isinstance(top, dict) or not all(isinstance(key, str) for key in top):
-        raise ValueError(f"{path}: holds a {type(top).__name__}, not a dictionary of tensors.")
+        raise ValueError(
+            f"{path}: holds no dictionary of tensors, but something of type {type(top).__name__}. "
+            "Give the file of the weights."
+        )
     for key, value in top.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"{path}: `{key}` is a {type(value).__name__}, not a tensor. Is it a training "
-                "state? Give the file of the weights alone."
+                f"{path}: `{key}` is not a tensor but of type {type(value).__name__}. Is it a "
+                "training state? Give the file of the weights alone."
             )
     shapes = {key: tuple(value.shape) for key, value in top.items()}
     return Shard(path, shapes, {key: value.dtype for key, value in top.items()}, steps)
@@ -133,27 +144,60 @@ _DTYPES = {
 """Names in a safetensors header. No checkpoint read here has weights of another type."""
 
 
+def _check_start(path: Path) -> None:
+    """Tell by its first bytes what is no weight file at all."""
+    with path.open("rb") as file:
+        start = file.read(32)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path}: a pointer of Git LFS instead of the weights. Fetch them with `git lfs pull`."
+        )
+    if path.suffix != _SAFETENSORS and not start.startswith(_PICKLES):
+        raise ValueError(
+            f"{path}: neither a file of torch.save nor called *{_SAFETENSORS}. Give the weights."
+        )
+
+
+_PICKLES = (b"PK\x03\x04", b"\x80")
+"""How files of torch.save begin: a zip archive, or (before torch 1.6) a bare pickle."""
+
+
 def _unpickle(path: Path) -> Any:
     """The content of a file of `torch.save`; tensors stay on disk until they are used."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        try:
-            return torch.load(path, mmap=True, **options)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(path, **options)  # written by torch before 1.6: not a zip archive
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused below
+            try:
+                return torch.load(path, mmap=True, **options)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(path, **options)  # not a zip archive
+    except Exception as error:  # a damaged pickle fails in any way
+        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
+            raise ValueError(
+                f"{path}: refused{_what_for(error)}: it is not a file of plain tensors, and "
+                "loading anything else can run code that its author chose. Get the weights as "
+                "safetensors."
+            ) from None
         raise ValueError(
-            f"{path}: refused: it is not a file of plain tensors, and unpickling anything else can "
-            f"run code that its author chose. Get the weights as safetensors. "
-            f"(torch: {str(error).splitlines()[0]})"
+            f"{path}: cannot be read as weights ({_cause(error)}). The file is damaged or "
+            "incomplete: copy it again."
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as weights ({str(error).splitlines()[0]}). The file is "
-            "damaged, incomplete or something else: copy it again."
-        ) from None
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what a library says, or what it calls the error."""
+    return re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
+
+
+def _what_for(error: Exception) -> str:
+    """What torch would not load, of a message that goes on to explain how to load it anyway."""
+    if "TorchScript" in str(error):
+        return " (a TorchScript program)"
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _descend(top: Any, steps: Sequence[str]) -> dict[str, Tensor]:

@@ -2,11 +2,12 @@
 
 Keys are relative to the encoder as the library names it; the same rules serve the library's
 checkpoints and the official Eagle releases, whose towers are these encoders. Sources: the state
-dicts of transformers, timm, and baaivision/EVA (EVA-02/det).
+dicts of transformers, timm, facebookresearch/segment-anything, and baaivision/EVA (EVA-02/det).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,22 +18,25 @@ from eagle_moe.interop.keymap import Rule, ignored
 CACHED = ignored(r".*(position_ids|freqs_cos|freqs_sin)", "a table that is computed, not learned")
 
 
+_CLIP = r"(?:vision_model\.)?"
+"""What older releases of transformers, and its models with a text tower, put before the keys."""
+
+
 def clip(arch: Any) -> list[Rule]:
     """transformers' `CLIPVisionModel`. `pre_layrnorm` is spelled so there."""
     return [
-        Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
+        Rule(rf"{_CLIP}embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
         *_clip_cls(arch.keep_cls),
-        Rule(r"vision_model\.pre_layrnorm\.(.+)", r"pre_layernorm.\1"),
-        Rule(r"vision_model\.encoder\.layers\.(.+)", r"layers.\1"),
-        ignored(r"vision_model\.post_layernorm\..+", "comes after the map that is read"),
+        Rule(rf"{_CLIP}pre_layrnorm\.(.+)", r"pre_layernorm.\1"),
+        Rule(rf"{_CLIP}encoder\.layers\.(.+)", r"layers.\1"),
+        ignored(rf"{_CLIP}post_layernorm\..+", "comes after the map that is read"),
         CACHED,
     ]
 
 
 def _clip_cls(keep: bool) -> list[Rule]:
     cls, table = (
-        rf"vision_model\.embeddings\.{name}"
-        for name in ("class_embedding", "position_embedding.weight")
+        rf"{_CLIP}embeddings\.{name}" for name in ("class_embedding", "position_embedding.weight")
     )
     if keep:
         return [Rule(cls, "class_embedding"), Rule(table, "position_embedding")]
@@ -69,8 +73,28 @@ def sam(arch: Any) -> list[Rule]:
         Rule(r"patch_embed\.projection\.(.+)", r"patch_embed.\1"),
         Rule(r"layers\.(\d+)\.layer_norm([12])\.(.+)", r"layers.\1.norm\2.\3"),
         Rule(r"layers\.(.+)", r"layers.\1"),
-        Rule(r"neck\.layer_norm([12])\.(.+)", r"neck.norm\1.\2"),
-        Rule(r"neck\.(conv[12]\..+)", r"neck.\1"),
+        *_sam_neck(arch.neck, ("conv1", "layer_norm1", "conv2", "layer_norm2")),
+    ]
+
+
+def segment_anything(arch: Any) -> list[Rule]:
+    """segment_anything's `ImageEncoderViT`."""
+    return [
+        Rule(r"pos_embed", "pos_embed", flat_cells),
+        Rule(r"patch_embed\.proj\.(.+)", r"patch_embed.\1"),
+        Rule(r"blocks\.(.+)", r"layers.\1"),
+        *_sam_neck(arch.neck, ("0", "1", "2", "3")),
+    ]
+
+
+def _sam_neck(neck: str, names: tuple[str, ...]) -> list[Rule]:
+    """`names`: the library's, of the neck's convolutions and norms in order."""
+    kept = {"original": 4, "short": 2, "none": 0}[neck]
+    found = [rf"neck\.{re.escape(name)}\.(.+)" for name in names]
+    ours = ("conv1", "norm1", "conv2", "norm2")
+    return [
+        *(Rule(found[i], rf"neck.{ours[i]}.\1") for i in range(kept)),
+        *(ignored(found[i], f"not in our neck (arch.neck: {neck})") for i in range(kept, 4)),
     ]
 
 
@@ -78,6 +102,18 @@ def pix2struct(arch: Any) -> list[Rule]:
     """transformers' `Pix2StructVisionModel`."""
     return [
         Rule(r"embeddings\.((?:patch_projection|row_embedder|column_embedder)\..+)", r"\1"),
+        Rule(r"encoder\.layer\.(.+)", r"layers.\1"),
+        Rule(r"(layernorm\..+)", r"\1"),
+    ]
+
+
+def dinov2(arch: Any) -> list[Rule]:
+    """transformers' `Dinov2Model` and `Dinov2WithRegistersModel`."""
+    return [
+        ignored(r"embeddings\.mask_token", "only pretraining masks patches"),
+        Rule(r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embedding.\1"),
+        Rule(r"embeddings\.(cls_token)", r"\1", first_token),
+        Rule(r"embeddings\.(register_tokens|position_embeddings)", r"\1", first_of_batch),
         Rule(r"encoder\.layer\.(.+)", r"layers.\1"),
         Rule(r"(layernorm\..+)", r"\1"),
     ]
@@ -106,3 +142,13 @@ def without_cls_cell(table: Tensor) -> Tensor:
 def flat_cells(table: Tensor) -> Tensor:
     """Position table (1, h, w, C) -> (h*w, C)."""
     return table.flatten(0, 2)
+
+
+def first_of_batch(tokens: Tensor) -> Tensor:
+    """Tokens (1, n, C) -> (n, C)."""
+    return tokens[0]
+
+
+def first_token(tokens: Tensor) -> Tensor:
+    """A token (1, 1, C) -> (C)."""
+    return tokens[0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from eagle_moe.schema import nearest
 
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_TOKEN = "<image>"
+_INCLUDE = re.compile(r'\{%- include "(?P<file>[\w-]+\.jinja)" -%\}\n?')
 
 
 class EagleMixProcessor(ProcessorMixin):
@@ -85,9 +87,27 @@ class EagleMixProcessor(ProcessorMixin):
 
 
 def read_template(name: str) -> str:
-    """The chat template `name` (`vicuna`, `llama3`, `plain`, `short`) or a Jinja file's text."""
-    path = Path(name) if name.endswith(".jinja") else TEMPLATES / f"{name}.jinja"
-    if not path.is_file():
-        known = sorted(file.stem for file in TEMPLATES.glob("*.jinja"))
-        raise ValueError(f'template: no "{name}".{nearest(name, known)} Or give a .jinja file.')
-    return path.read_text(encoding="utf-8")
+    """The chat template `name`, or the one in a `.jinja` file, as one self-contained string.
+
+    Names are those of the files in `TEMPLATES` without a leading underscore. A line
+    `{%- include "FILE" -%}` is replaced by that file of `TEMPLATES`: whoever loads a checkpoint has
+    its template alone, and no folder to include from.
+    Raises `ValueError` with the nearest name, or naming a file that is not there.
+    """
+    known = sorted(file.stem for file in TEMPLATES.glob("[!_]*.jinja"))
+    if name in known:
+        return _inlined(TEMPLATES / f"{name}.jinja")
+    if name.endswith(".jinja") and Path(name).is_file():
+        return _inlined(Path(name))
+    raise ValueError(f'template: no "{name}".{nearest(name, known)} Or give a .jinja file.')
+
+
+def _inlined(path: Path) -> str:
+    def included(match: re.Match[str]) -> str:
+        part = TEMPLATES / match["file"]
+        if not part.is_file():
+            parts = [file.name for file in TEMPLATES.glob("*.jinja")]
+            raise ValueError(f"{path}: includes {part.name}.{nearest(part.name, parts)}")
+        return _inlined(part)
+
+    return _INCLUDE.sub(included, path.read_text(encoding="utf-8"))

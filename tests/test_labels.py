@@ -28,7 +28,8 @@ from train.data.labels import IGNORE_INDEX, Encoder
 from train.data.records import parse_record
 from train.pretrain.tokenizer import build_tokenizer
 
-TEMPLATES = ("vicuna", "llama3", "plain", "short")
+TEMPLATES = ("vicuna", "llama3", "plain", "short", "llama3-release", "yi", "llama2")
+WRITES_BOS = ("llama3-release",)  # `apply_chat_template` adds none to a prompt that begins with one
 SPECIAL = [
     "<unk>",
     "<s>",
@@ -37,13 +38,23 @@ SPECIAL = [
     "<|start_header_id|>",
     "<|end_header_id|>",
     "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
 ]
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant. what is the text",
     "USER: what is this ASSISTANT: a cat sits on the mat. user assistant system hello world",
 ] * 4
 TOKENS_PER_IMAGE = 5
-END = {"vicuna": "</s>", "short": "</s>", "llama3": "<|eot_id|>", "plain": "\n"}
+END = {
+    "vicuna": "</s>",
+    "short": "</s>",
+    "llama3": "<|eot_id|>",
+    "llama3-release": "<|eot_id|>",
+    "yi": "<|im_end|>",
+    "llama2": " </s>",
+    "plain": "\n",
+}
 
 
 def byte_level():
@@ -194,7 +205,7 @@ def test_supervised_tokens_are_the_answers_and_their_ends(processor, template, n
         said, expected = ["".join(said)], ["".join(expected)]
     assert said == expected
     if template != "plain":
-        end_id = processor.tokenizer.convert_tokens_to_ids(END[template])
+        end_id = processor.tokenizer.convert_tokens_to_ids(END[template].strip())
         assert [encoded.labels[end - 1] for end in ends] == [end_id] * len(expected)
 
 
@@ -206,7 +217,7 @@ def test_ids_are_the_processors_own(processor, template, name, make_image):
     encoder = Encoder(processor, None, jinja)
     text, _ = encoder.render(record)
     images = [make_image(seed=n) for n in range(len(record.images))]
-    own = processor(text=text, images=images or None)
+    own = processor(text=text, images=images or None, add_special_tokens=template not in WRITES_BOS)
     ids = encoder(record).input_ids
     assert ids.tolist() == own["input_ids"][0]
     assert (ids == processor.image_token_id).sum() == TOKENS_PER_IMAGE * len(images)
@@ -223,7 +234,7 @@ def test_an_answer_follows_the_very_prompt_that_generate_sees(processor, templat
     prompt = processor.apply_chat_template(
         record.messages[:1], chat_template=jinja, add_generation_prompt=True
     )
-    ids = processor.tokenizer(prompt)["input_ids"]
+    ids = processor.tokenizer(prompt, add_special_tokens=template not in WRITES_BOS)["input_ids"]
     at = ids.index(processor.image_token_id)
     ids[at : at + 1] = [processor.image_token_id] * TOKENS_PER_IMAGE
     first = int(np.argmax(encoded.labels != IGNORE_INDEX))

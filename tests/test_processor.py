@@ -6,7 +6,7 @@ from conftest import make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eagle_moe.processor import EagleMixProcessor, read_template
+from eagle_moe.processor import TEMPLATES, EagleMixProcessor, read_template
 
 TOKENS = 16
 SYSTEM = (
@@ -49,6 +49,13 @@ TURNS = [user("q1", images=2), assistant("a1"), user("q2"), assistant("a2")]
             "<|start_header_id|>assistant<|end_header_id|>\n\na2<|eot_id|>",
             ["a1<|eot_id|>", "a2<|eot_id|>"],
         ),
+        (
+            "yi",
+            "<|im_start|>system\nAnswer the questions.<|im_end|>"
+            "<|im_start|>user\n<image>\n<image>\nq1<|im_end|><|im_start|>assistant\na1<|im_end|>"
+            "<|im_start|>user\nq2<|im_end|><|im_start|>assistant\na2<|im_end|>",
+            ["a1<|im_end|>", "a2<|im_end|>"],
+        ),
         ("plain", "<image>\n<image>a1\na2\n", ["a1\na2\n"]),
     ],
 )
@@ -76,6 +83,9 @@ def test_templates_write_and_mark_what_they_promise(tiny_processor, template, ex
         ("vicuna", "q1 ASSISTANT:"),
         ("short", "q1 ASSISTANT:"),
         ("llama3", "q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("llama3-release", "q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("yi", "q1<|im_end|><|im_start|>assistant\n"),
+        ("llama2", "q1 [/INST]"),
         ("plain", "<image>"),
     ],
 )
@@ -89,7 +99,28 @@ def test_generation_prompt_ends_where_the_answer_begins(tiny_processor, template
     assert whole.startswith(prompt)
 
 
-@pytest.mark.parametrize("template", ["vicuna", "short", "llama3"])
+def test_llama2_writes_the_system_text_into_the_first_question(tiny_processor):
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
+    text = read_template("llama2")
+    assert tiny_processor.apply_chat_template(turns, chat_template=text) == (
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\n<image>\nq1 [/INST] a1 </s>"
+        "<s>[INST] q2 [/INST] a2 </s>"
+    )
+    for without_question in (turns[:1], [turns[0], turns[2]]):
+        with pytest.raises(Exception, match="the first turn must be the user's"):
+            tiny_processor.apply_chat_template(without_question, chat_template=text)
+
+
+def test_llama3_release_has_both_bos_tokens_and_no_third(tiny_processor):
+    text = read_template("llama3-release")
+    prompt = tiny_processor.apply_chat_template(TURNS, chat_template=text)
+    ours = tiny_processor.apply_chat_template(TURNS, chat_template=read_template("llama3"))
+    assert prompt == "<s><s>" + ours
+    ids = tiny_processor.tokenizer.apply_chat_template(TURNS, chat_template=text)["input_ids"]
+    assert ids.count(tiny_processor.tokenizer.bos_token_id) == 2
+
+
+@pytest.mark.parametrize("template", ["vicuna", "short", "llama3", "yi", "llama2"])
 def test_a_system_message_replaces_the_default(tiny_processor, template):
     turns = [{"role": "system", "content": "Be brief."}, user("q")]
     prompt = tiny_processor.apply_chat_template(turns, chat_template=read_template(template))
@@ -97,7 +128,7 @@ def test_a_system_message_replaces_the_default(tiny_processor, template):
     assert "curious user" not in prompt
 
 
-@pytest.mark.parametrize("template", ["vicuna", "short", "llama3"])
+@pytest.mark.parametrize("template", ["vicuna", "short", "llama3", "yi", "llama2"])
 def test_unknown_roles_and_content_are_refused(tiny_processor, template):
     text = read_template(template)
     with pytest.raises(Exception, match="got tool"):
@@ -119,6 +150,22 @@ def test_template_names_and_files(tmp_path):
     assert read_template(str(tmp_path / "my.jinja")) == "{{ messages }}"
     with pytest.raises(ValueError, match=r'no "vicunna".*Did you mean "vicuna"'):
         read_template("vicunna")
+
+
+def test_templates_are_composed_into_one_string(tiny_processor, tmp_path):
+    for file in TEMPLATES.glob("*.jinja"):
+        if file.stem.startswith("_"):
+            with pytest.raises(ValueError, match=f'no "{file.stem}"'):
+                read_template(file.stem)
+        else:
+            assert "{%- include" not in read_template(file.stem)
+    mine = tmp_path / "mine.jinja"
+    mine.write_text('{%- set default_system = "Hi." -%}\n{%- include "_vicuna.jinja" -%}\n')
+    prompt = tiny_processor.apply_chat_template([user("q")], chat_template=read_template(str(mine)))
+    assert prompt == "Hi. USER: q "
+    mine.write_text('{%- include "_vicunna.jinja" -%}')
+    with pytest.raises(ValueError, match=r'mine\.jinja: includes _vicunna.*mean "_vicuna\.jinja"'):
+        read_template(str(mine))
 
 
 def test_every_image_becomes_its_placeholders(tiny_processor, make_image):

@@ -63,7 +63,7 @@ class OpenCLIPExpert(BackendExpert):
 
     def __init__(self, spec: ExpertSpec) -> None:
         super().__init__(spec)
-        tower = self._tower()
+        tower = self.whole_tower()
         arch: OpenCLIPArch = self.arch
         self.from_timm = hasattr(tower, "trunk")
         if self.from_timm:
@@ -76,7 +76,8 @@ class OpenCLIPExpert(BackendExpert):
             self._adopt_resnet(tower)
         self.grid(self.stride)
 
-    def _tower(self) -> Any:
+    def whole_tower(self) -> Any:
+        """The named model's image tower for this view, before anything is pruned."""
         # create_model would build the text tower too, and fetch its config where that is foreign.
         import open_clip
         from open_clip.model import _build_vision_tower

@@ -59,21 +59,24 @@ class TimmExpert(BackendExpert):
         }
 
     def __init__(self, spec: ExpertSpec) -> None:
+        super().__init__(spec)
+        self.adopt_timm(self.whole_model(), self.arch.layer, self.arch.norm)
+        self.grid(self.stride)
+
+    def whole_model(self, num_classes: int = 0, **options: Any) -> Any:
+        """The named model for this view as timm makes it, before anything is pruned; `options` go
+        to `timm.create_model`."""
         import timm
 
-        super().__init__(spec)
-        arch: TimmArch = self.arch
-        model = spec.kind.partition(":")[2]
+        model = self.spec.kind.partition(":")[2]
         cfg = timm.get_pretrained_cfg(model)
-        options = dict(arch.options)
+        options = {**self.arch.options, **options}
         if cfg is not None and cfg.fixed_input_size:
-            options.setdefault("img_size", spec.view.size)
+            options.setdefault("img_size", self.view_spec.size)
         try:
-            body = timm.create_model(model, pretrained=False, num_classes=0, **options)
+            return timm.create_model(model, num_classes=num_classes, **options)
         except TypeError as error:
-            raise ValueError(f"expert `{spec.name}`: arch.options: {error}") from error
-        self.adopt_timm(body, arch.layer, arch.norm)
-        self.grid(self.stride)
+            raise ValueError(f"expert `{self.spec.name}`: arch.options: {error}") from error
 
     def forward(self, view: Tensor) -> Tensor:
         return self.timm_map(view)

@@ -2,7 +2,8 @@
 
 Keys are relative to the encoder as the library names it; the same rules serve the library's
 checkpoints and the official Eagle releases, whose towers are these encoders. Sources: the state
-dicts of transformers, timm, facebookresearch/segment-anything, and baaivision/EVA (EVA-02/det).
+dicts of transformers, timm, open_clip, facebookresearch/segment-anything, and baaivision/EVA
+(EVA-02/det).
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def clip(arch: Any) -> list[Rule]:
     """transformers' `CLIPVisionModel`. `pre_layrnorm` is spelled so there."""
     return [
         Rule(rf"{_CLIP}embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
-        *_clip_cls(arch.keep_cls),
+        *_clip_cls(
+            arch.keep_cls,
+            rf"{_CLIP}embeddings\.class_embedding",
+            rf"{_CLIP}embeddings\.position_embedding\.weight",
+        ),
         Rule(rf"{_CLIP}pre_layrnorm\.(.+)", r"pre_layernorm.\1"),
         Rule(rf"{_CLIP}encoder\.layers\.(.+)", r"layers.\1"),
         ignored(rf"{_CLIP}post_layernorm\..+", "comes after the map that is read"),
@@ -34,15 +39,32 @@ def clip(arch: Any) -> list[Rule]:
     ]
 
 
-def _clip_cls(keep: bool) -> list[Rule]:
-    cls, table = (
-        rf"{_CLIP}embeddings\.{name}" for name in ("class_embedding", "position_embedding.weight")
-    )
+def _clip_cls(keep: bool, cls: str, table: str) -> list[Rule]:
+    """`cls`, `table`: patterns of the library's keys for the CLS token and the positions."""
     if keep:
         return [Rule(cls, "class_embedding"), Rule(table, "position_embedding")]
     return [
         ignored(cls, "no CLS token takes part (arch.keep_cls: false)"),
         Rule(table, "position_embedding", without_first_row),
+    ]
+
+
+def open_clip_vit(arch: Any) -> list[Rule]:
+    """open_clip's `VisionTransformer`, its fused projections cut by `OPEN_CLIP_FUSED`."""
+    layer = r"transformer\.resblocks\.(\d+)\."
+    renamed = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn": "self_attn",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    return [
+        Rule(r"conv1\.weight", "patch_embedding.weight"),
+        *_clip_cls(arch.keep_cls, "class_embedding", "positional_embedding"),
+        Rule(r"ln_pre\.(.+)", r"pre_layernorm.\1"),
+        *(Rule(rf"{layer}{re.escape(k)}\.(.+)", rf"layers.\1.{v}.\2") for k, v in renamed.items()),
+        ignored(r"(ln_post\..+|proj)", "comes after the map that is read"),
     ]
 
 
@@ -108,16 +130,35 @@ def pix2struct(arch: Any) -> list[Rule]:
 
 
 def dinov2(arch: Any) -> list[Rule]:
-    """transformers' `Dinov2Model` and `Dinov2WithRegistersModel`."""
+    """transformers' `Dinov2Model` and `Dinov2WithRegistersModel` (which it renames in memory)."""
+    layer = r"encoder\.layer\.(\d+)\."
+    renamed = {
+        "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj",
+        "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj",
+        "mlp.weights_out": "mlp.down_proj",
+    }
     return [
         ignored(r"embeddings\.mask_token", "only pretraining masks patches"),
         Rule(r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embedding.\1"),
         Rule(r"embeddings\.(cls_token)", r"\1", first_token),
         Rule(r"embeddings\.(register_tokens|position_embeddings)", r"\1", first_of_batch),
+        *(Rule(rf"{layer}{re.escape(k)}\.(.+)", rf"layers.\1.{v}.\2") for k, v in renamed.items()),
         Rule(r"encoder\.layer\.(.+)", r"layers.\1"),
         Rule(r"(layernorm\..+)", r"\1"),
     ]
 
+
+Fused = dict[str, tuple[str, ...]]
+"""Pattern of a key -> what the equal parts of its tensor, along the first axis, are called."""
+
+DINOV2_FUSED: Fused = {
+    r"(.+\.mlp)\.weights_in\.(.+)": (r"\1.gate_proj.\2", r"\1.up_proj.\2"),
+}
+OPEN_CLIP_FUSED: Fused = {
+    r"(.+\.attn)\.in_proj_(.+)": (r"\1.q_proj.\2", r"\1.k_proj.\2", r"\1.v_proj.\2"),
+}
 
 EAGLE: dict[str, Callable[[Any], list[Rule]]] = {
     "clip": clip,
@@ -127,6 +168,14 @@ EAGLE: dict[str, Callable[[Any], list[Rule]]] = {
     "pix2struct": pix2struct,
 }
 """Kind of expert -> rules of its tower in an official Eagle release, for the expert's `arch`."""
+
+
+def projector() -> list[Rule]:
+    """LLaVA's `mm_projector`: an MLP, or a single linear layer; ours is a connector of the kind."""
+    return [
+        Rule(r"(\d+\..+)", r"layers.\1"),
+        Rule(r"(weight|bias)", r"layers.0.\1"),
+    ]
 
 
 def without_first_row(table: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from eagle_moe.canvas import CLIP_MEAN_COLOUR, Fit
@@ -143,6 +145,12 @@ def build_processor(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Eagl
         image_seq_length=config.num_image_tokens,
         chat_template=read_template(spec.template),
     )
+
+
+def grow_rows(table: Tensor, rows: int) -> Tensor:
+    """Embeddings (n, D) -> (rows, D) for added tokens; theirs are the mean of all, as in LLaVA."""
+    mean = table.float().mean(0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - table.shape[0], -1)])
 
 
 def build_model(config: EagleMixConfig, **options: Any) -> EagleMixForConditionalGeneration:

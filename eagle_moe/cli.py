@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import eagle_moe
 
@@ -14,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -29,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_experts(commands)
     _add_chat(commands)
+    _add_import(commands)
     doctor = commands.add_parser("doctor", help="show versions and what is missing, and why")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -77,6 +79,24 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
     chat.set_defaults(run=_chat)
 
 
+def _add_import(commands: argparse._SubParsersAction) -> None:
+    importer = commands.add_parser(
+        "import",
+        help="make a model of this project from an official Eagle release",
+        description="Make a model of this project from a folder of an official Eagle release "
+        "(NVlabs/EAGLE), number for number the same.",
+    )
+    importer.add_argument("source", type=Path, metavar="SRC", help="the release's folder")
+    importer.add_argument("target", type=Path, metavar="DST", help="a folder that is made")
+    importer.add_argument(
+        "--geometry", type=Path, metavar="FILE", help="YAML with sizes other than the published"
+    )
+    importer.add_argument(
+        "--template", metavar="NAME", help="chat template; default: what the release was trained on"
+    )
+    importer.set_defaults(run=_import)
+
+
 def _list_experts(arguments: argparse.Namespace) -> int:
     from eagle_moe.experts.commands import list_command
 
@@ -103,6 +123,14 @@ def _chat(arguments: argparse.Namespace) -> int:
     session = ChatSession.load(arguments.model, arguments.device, arguments.dtype)
     run_chat(session, arguments.image, arguments.prompt, arguments.max_new_tokens)
     return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from eagle_moe.interop.commands import import_command
+
+    return import_command(
+        arguments.source, arguments.target, arguments.geometry, arguments.template
+    )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -41,7 +41,9 @@ class Profile(Schema):
         """
         filled = dict(model)
         for field in ("canvas", "fusion", "connector"):
-            filled[field] = {**getattr(self, field), **(model.get(field) or {})}
+            ours, given = getattr(self, field), model.get(field) or {}
+            another = "kind" in given and given["kind"] != ours.get("kind", given["kind"])
+            filled[field] = dict(given) if another else {**ours, **given}
         filled["experts"] = [self._expert(entry) for entry in model.get("experts") or []]
         if (template := model.get("template")) in self.templates:
             filled["template"] = self.templates[template]

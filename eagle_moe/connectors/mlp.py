@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from eagle_moe.connectors.base import CONNECTORS, Connector
@@ -13,7 +14,7 @@ from eagle_moe.schema import Schema
 class MLPOptions(Schema):
     """`depth`: number of Linear layers (2 in Eagle, `mlp2x_gelu`), GELU (erf) between them."""
 
-    depth: int = 2
+    depth: int = Field(2, gt=0)
 
 
 @CONNECTORS.register("mlp")

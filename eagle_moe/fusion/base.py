@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from eagle_moe.registry import Registry
@@ -18,7 +18,7 @@ FUSIONS: Registry[type[Fusion]] = Registry("fusion")
 class GridOptions(Schema):
     """Options shared by the fusions that lay every map on one grid."""
 
-    grid: int = 32
+    grid: int = Field(32, gt=0)
     """Cells per side of the common grid (32 in Eagle: 1024 tokens)."""
     align_corners: bool = True
     """Bilinear resize rule (fp32) by which maps meet the grid: the official release's is true."""

@@ -16,7 +16,7 @@ PRETRAINED = "pretrained"
 CONFIGS = ("config.json", "open_clip_config.json")
 """What says how the weights in the same folder are to be used."""
 
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:\s*(?P<file>\S+))?")
+_HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?(:\s*(?P<file>\S+))?")
 
 
 def is_hub_id(place: str) -> bool:
@@ -79,6 +79,6 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(
-            f"{repo}: cannot be had from the Hub ({cause[:200]}). Without a network, download it "
-            "elsewhere and give the folder."
+            f"{repo}: no such path here, and it cannot be had from the Hub ({cause[:200]}). "
+            "Without a network, download it elsewhere and give the folder."
         ) from None

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from eagle_moe.canvas import load_image, to_canvas
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema
-from train.data.labels import Encoded, Encoder
+from train.data.labels import Encoded, Encoder, LabelRule
 from train.data.manifest import Manifest
 from train.data.records import MissingPlaceholder, Record, RecordFile
 
@@ -44,6 +44,8 @@ class DataSpec(Schema):
       as bad; `fail` refuses to start if it names any.
     - `manifest`: what `python -m train.data.doctor ... --out FILE` wrote.
     - `template`: chat template to use instead of the model's own (a name or a .jinja file).
+    - `labels`: `spans` learns what the template says the assistant speaks; `release` repeats the
+      counts of official Eagle training, with the samples that these mask whole.
     """
 
     path: str
@@ -55,6 +57,7 @@ class DataSpec(Schema):
     on_bad_image: Literal["fail", "skip"] = "fail"
     manifest: str | None = None
     template: str | None = None
+    labels: LabelRule = "spans"
 
     @property
     def root(self) -> Path:
@@ -79,7 +82,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self.image_processor = processor.image_processor
         self.root = spec.root
         template = read_template(spec.template) if spec.template is not None else None
-        self.encoder = Encoder(processor, max_length, template)
+        self.encoder = Encoder(processor, max_length, template, spec.labels)
         self.records = RecordFile(spec.path, spec.missing_placeholder)
         kept = np.arange(len(self.records))
         self.skipped = _skipped(spec)

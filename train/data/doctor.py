@@ -61,7 +61,7 @@ class Plan:
         if self.processor is None:
             return None
         template = read_template(spec.template) if spec.template is not None else None
-        return Encoder(self.processor, self.max_length, template)
+        return Encoder(self.processor, self.max_length, template, spec.labels)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

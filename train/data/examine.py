@@ -113,7 +113,12 @@ class Examiner(Dataset[Finding]):
         finding.supervised = encoded.supervised
         finding.cut = encoded.cut
         if encoded.supervised == 0:
-            why = "the limit cuts it all off" if encoded.cut else "it has no answer"
+            if encoded.cut:
+                why = "the limit cuts it all off"
+            elif finding.answers:
+                why = "the counts of `labels: release` do not add up, so all of it is masked"
+            else:
+                why = "it has no answer"
             finding.faults.append(("unsupervised", f"{record.where}: nothing to learn: {why}."))
 
 

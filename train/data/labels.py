@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from train.data.records import Record
+from train.data.release_labels import ReleaseLabels
 
 if TYPE_CHECKING:
     from eagle_moe.processor import EagleMixProcessor
 
 IGNORE_INDEX = -100
 """Label of a token that is not learned (`torch.nn.functional.cross_entropy`'s `ignore_index`)."""
+
+LabelRule = Literal["spans", "release"]
+"""Which tokens are learned: the template's spans, or what official training counts
+(`train.data.release_labels`)."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -50,12 +55,18 @@ class Encoder:
 
     - `max_length`: tokens to keep, image tokens included; None keeps all.
     - `template`: Jinja text instead of the processor's own chat template.
+    - `labels`: the rule that tells which tokens are learned.
 
-    Raises `ValueError` if the template marks no assistant text or the tokenizer gives no offsets.
+    Raises `ValueError` if the template marks no assistant text, the tokenizer gives no offsets, or
+    the rule does not know the template.
     """
 
     def __init__(
-        self, processor: EagleMixProcessor, max_length: int | None, template: str | None = None
+        self,
+        processor: EagleMixProcessor,
+        max_length: int | None,
+        template: str | None = None,
+        labels: LabelRule = "spans",
     ) -> None:
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
@@ -74,12 +85,17 @@ class Encoder:
                 f"tokenizer: {type(self.tokenizer).__name__} gives no character offsets. Save it "
                 "once as a fast tokenizer (with a tokenizer.json) and use that folder."
             )
+        self.release_labels = (
+            ReleaseLabels(self.tokenizer, chosen, max_length) if labels == "release" else None
+        )
 
     def __call__(self, record: Record) -> Encoded:
         """Raises `ValueError`, naming the sample, if its image tokens alone do not fit."""
         self.check_fits(record)
         text, spans = self.render(record)
         ids, learned = self._tokenise(text, spans)
+        if self.release_labels is not None:
+            learned = self.release_labels(text, ids)
         is_image = ids == self.image_token_id
         self._check_images(int(is_image.sum()), record)
         # One placeholder stands for a whole image. Special tokens bound the text around them, so

@@ -59,6 +59,6 @@ def check_supervision(
             f"data: {report.unsupervised} of {checked} samples ({report.share:.1%}) have no token "
             f"to learn; the limit is {limit:.1%}. For example {', '.join(report.named)}. Look at "
             "them with `python -m train.data.doctor DATA --model MODEL --show 5`: their answers "
-            "are missing or empty, or `max_length` cuts them off."
+            "are missing or empty, `max_length` cuts them off, or `labels: release` masks them."
         )
     return report

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from eagle_moe.parts import part_of
@@ -165,6 +166,26 @@ def read_parts(folder: Path, parts: Iterable[str]) -> dict[str, Tensor]:
     return tensors
 
 
+def save_expert(folder: Path, spec: Schema, tensors: Mapping[str, Tensor]) -> None:
+    """Write one expert's folder: its `ExpertSpec` and its weights, whole or not at all.
+
+    Raises `SaveFailed` if the disk is full; weights that were there before are then intact.
+    """
+    draft = folder / f".{EXPERT_WEIGHTS}.writing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(plain, draft, metadata={"format": "pt"})
+        _sync_one(draft)
+        write_json(folder / EXPERT_SPEC, spec.dump())
+        draft.replace(folder / EXPERT_WEIGHTS)
+    except BaseException as error:
+        draft.unlink(missing_ok=True)
+        if _is_full(error):
+            raise SaveFailed(errno.ENOSPC, _full_message(folder, error)) from error
+        raise
+
+
 def remove_drafts(folder: Path) -> None:
     """Remove what killed processes left half written in `folder`."""
     for draft in folder.glob(".*.writing"):
@@ -217,5 +238,5 @@ def _full_message(target: Path, error: BaseException) -> str:
     return (
         f"{target}: no room to save it ({free / 2**20:.0f} MiB free on that disk): {error}. "
         "Nothing was changed there, and earlier checkpoints are intact. Free space or choose "
-        "another `output_dir`, then run the same command: it continues."
+        "another folder (a recipe's `output_dir`), then run the same command: a run continues."
     )

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from eagle_moe.checkpoint import (
     COMPLETE,
@@ -20,11 +22,13 @@ from eagle_moe.checkpoint import (
     read_parts,
     read_provenance,
     remove_drafts,
+    save_expert,
     weight_files,
     write_checkpoint,
     write_json,
     write_provenance,
 )
+from eagle_moe.experts import ExpertSpec, resolve_expert
 
 MARK = Complete(stage="sft", identity={"seed": 1})
 
@@ -161,3 +165,25 @@ def test_only_the_parts_asked_for_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model-1.safetensors, which is missing"):
         weight_files(tmp_path)
     assert COMPLETE not in os.listdir(tmp_path)
+
+
+def test_an_expert_is_saved_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = resolve_expert("clip-tiny")
+    fused = torch.arange(8.0).view(4, 2)
+    save_expert(tmp_path / "clip", spec, dict(zip("qk", fused.chunk(2), strict=True)))
+    assert sorted(os.listdir(tmp_path / "clip")) == ["expert.json", "expert.safetensors"]
+    found = load_file(tmp_path / "clip" / "expert.safetensors")
+    assert torch.equal(found["q"], fused[:2]) and torch.equal(found["k"], fused[2:])
+    written = json.loads((tmp_path / "clip" / "expert.json").read_text())
+    assert ExpertSpec.parse(written, "test") == spec
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eagle_moe.checkpoint.save_file", full)
+    with pytest.raises(SaveFailed, match="clip: no room"):
+        save_expert(tmp_path / "clip", spec, {"q": torch.zeros(1)})
+    assert load_file(tmp_path / "clip" / "expert.safetensors").keys() == {"q", "k"}
+    assert len(os.listdir(tmp_path / "clip")) == 2

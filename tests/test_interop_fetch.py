@@ -31,6 +31,13 @@ class Hub:
         return str(self.folder)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered():
+    fetching._download.cache_clear()
+    yield
+    fetching._download.cache_clear()
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     def make(*files):
@@ -122,6 +129,12 @@ def test_without_a_network_one_line_says_so(monkeypatch):
     message = str(error.value)
     assert message.startswith("openai/clip-vit-large-patch14-336: no such path here, and it cannot")
     assert "give the folder" in message and "\n" not in message
+
+
+def test_a_process_sees_one_state_of_a_repository(hub):
+    made = hub("model.safetensors")
+    assert fetch(SPEC, "a/b", STEMS) == fetch(SPEC, "a/b", STEMS)
+    assert len(made.asked) == 1
 
 
 def test_which_places_are_on_the_hub(tmp_path, monkeypatch):

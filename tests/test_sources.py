@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_run import make_recipe, make_world
 
 from eagle_moe.checkpoint import (
@@ -115,6 +117,49 @@ def test_what_does_not_fit_is_named(world: Path, tmp_path: Path, entry: str, sai
         find_origins(run)
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         check_sources([run])
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("{folder}/text.pth", "text.pth: neither a file of torch.save"),
+        ("{folder}/sam.pth", "sam.pth: not what the expert `clip` .* can start from"),
+        ("{folder}/half.pth", r"half.pth \(an expert's weights .* nothing in the file for: "),
+        ("{folder}/gone.pth", "init.experts.clip: no folder or file .*gone.pth, nor is it a Hub"),
+        ("pretrained", "expert `clip`: its card names no checkpoint"),
+    ],
+)
+def test_a_wrong_original_is_refused_before_anything_is_spent(
+    world: Path, tmp_path: Path, place: str, said: str
+) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({"image_encoder.pos_embed": torch.zeros(1)}, tmp_path / "sam.pth")
+    torch.save({"pre_layernorm.weight": torch.zeros(96)}, tmp_path / "half.pth")
+    start = f"init.experts.clip={place.format(folder=tmp_path)}"
+    run = run_of(world, tmp_path / "out", "sft", "stages.sft.init_from=[]", start)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        check_sources([run])
+
+
+def test_what_is_on_the_hub_waits_for_its_turn(world: Path, tmp_path: Path) -> None:
+    start = "init.experts.clip=openai/clip-vit-large-patch14-336"
+    check_sources([run_of(world, tmp_path, "sft", "stages.sft.init_from=[]", start)])
+
+
+def test_an_original_counts_by_content(world: Path, tmp_path: Path) -> None:
+    weights = load_file(world / "experts/clip/expert.safetensors")
+
+    def identity(path: Path) -> Any:
+        start = f"init.experts.clip={path}"
+        run = run_of(world, tmp_path / "out", "sft", "stages.sft.init_from=[]", start)
+        return run_identity(run, find_origins(run))["weights.experts.clip"]
+
+    for name in ("one.safetensors", "same.safetensors"):
+        save_file(weights, tmp_path / name)
+    weights["pre_layernorm.weight"][0] += 1
+    save_file(weights, tmp_path / "other.safetensors")
+    one, same, other = (identity(tmp_path / f"{n}.safetensors") for n in ("one", "same", "other"))
+    assert one == same != other
 
 
 def test_what_a_run_will_make_counts_as_there(world: Path, tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_run import make_recipe, make_world
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from eagle_moe.build import build_config
+from eagle_moe.experts import resolve_expert
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import model_tensors, part_of
 from train.recipe import parse_recipe
 from train.sources import find_origins
 from train.stages import stage_runs
-from train.weights import load_model
+from train.weights import load_model, origin_history
 
 IMAGE_TOKEN = 3
 
@@ -139,6 +141,60 @@ def test_a_bare_file_is_an_expert_too(world: Path) -> None:
     one = model_tensors(build(world))
     other = model_tensors(build(world, f"init.experts.clip={world / 'clip.safetensors'}"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def original_of_clip(folder: Path) -> CLIPVisionModel:
+    """transformers' own model of the size of `clip-tiny`, saved as it does that."""
+    arch = resolve_expert("clip-tiny").arch
+    config = CLIPVisionConfig(
+        hidden_size=arch["hidden_size"],
+        intermediate_size=arch["mlp_size"],
+        num_hidden_layers=arch["layers"],
+        num_attention_heads=arch["heads"],
+        image_size=arch["image_size"],
+        patch_size=arch["patch_size"],
+    )
+    model = CLIPVisionModel(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_an_original_checkpoint_fits_any_view(world: Path) -> None:
+    theirs = original_of_clip(world / "original")
+    view = "model.experts.0.view={size: 64, mean: [0, 0, 0]}"
+    built = model_tensors(build(world, f"init.experts.clip={world / 'original'}", view))
+    held = {name: value for name, value in built.items() if ".towers.clip." in name}
+    assert len(held) == len(theirs.state_dict()) - 3  # the CLS token, and the final norm's two
+    name = "model.vision_tower.towers.clip.layers.1.mlp.fc1.weight"
+    assert torch.equal(held[name], theirs.state_dict()["encoder.layers.1.mlp.fc1.weight"])
+    with pytest.raises(ValueError, match=r"init.experts.clip: the weights were made for view"):
+        build(world, view)  # our own folder, of an expert that has learned under another view
+
+
+def test_an_original_checkpoint_from_the_hub(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = original_of_clip(world / "snapshot")
+    asked = []
+
+    def download(repo: str, **options: Any) -> str:
+        asked.append(repo)
+        return str(world / "snapshot")
+
+    monkeypatch.setattr("eagle_moe.interop.fetch.snapshot_download", download)
+    card = "model.experts.0.card={checkpoint: some/clip}"
+    for place in ("pretrained", "other/clip"):
+        built = model_tensors(build(world, f"init.experts.clip={place}", card))
+        name = "model.vision_tower.towers.clip.layers.0.layer_norm1.weight"
+        assert torch.equal(built[name], theirs.state_dict()["encoder.layers.0.layer_norm1.weight"])
+    assert asked == ["some/clip", "other/clip"]
+
+
+def test_the_history_of_an_original_names_file_and_format(world: Path) -> None:
+    original_of_clip(world / "original")
+    overrides = ["stages.sft.init_from=[]", f"init.experts.clip={world / 'original'}"]
+    (run,) = stage_runs(parse_recipe(make_recipe(world), "recipe", overrides), "sft")
+    (history,) = origin_history("experts.clip", find_origins(run)["experts.clip"], 0)
+    folder = world / "original"
+    assert history.startswith(f"{folder}: model.safetensors (a folder of transformers' CLIPModel")
 
 
 def test_weights_may_be_bfloat16(world: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from conftest import CANVAS, make_config, make_model, make_tokenizer
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
+
+from eagle_moe.checkpoint import save_expert
 
 EXPERTS = ("clip", "convnext")
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -24,11 +25,8 @@ def make_world(folder: Path, experts: tuple[str, ...] = EXPERTS) -> dict[str, An
     model = make_model(config)
     _write_language_model(model, folder / "llm")
     for name, spec in zip(experts, config.vision_config.expert_specs, strict=True):
-        (folder / "experts" / name).mkdir(parents=True)
         state = model.model.vision_tower.towers[name].state_dict()
-        tensors = {key: value.contiguous() for key, value in state.items()}
-        save_file(tensors, folder / "experts" / name / "expert.safetensors")
-        (folder / "experts" / name / "expert.json").write_text(json.dumps(spec.dump()))
+        save_expert(folder / "experts" / name, spec, state)
     for name, count in (("captions", 8), ("questions", 12), ("test", 6)):
         _write_data(folder / f"{name}.jsonl", count)
     return make_recipe(folder, experts)

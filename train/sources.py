@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,9 @@ from eagle_moe.checkpoint import (
     read_provenance,
     weight_files,
 )
-from eagle_moe.experts import resolve_expert
+from eagle_moe.experts import ExpertSpec, resolve_expert
+from eagle_moe.interop.fetch import is_hub_id, named_place
+from eagle_moe.interop.originals import Original, find_original
 from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, expert_part, resolve_parts
 from train.data.manifest import fingerprint_of
 from train.recipe import RANDOM, Source
@@ -29,10 +31,19 @@ from train.stages import WITHOUT_EFFECT, StageRun
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one part's weights come from; `place` is a folder, a file, a Hub id, or `random`."""
+    """Where one part's weights come from; `place` is a folder, a file, a Hub id, or `random`.
 
-    kind: Literal["checkpoint", "expert", "language_model", "random"]
+    `expert`: a folder of an expert of ours. `original`: an expert's weights as its library has
+    them, with the `spec` that is to take them.
+    """
+
+    kind: Literal["checkpoint", "expert", "original", "language_model", "random"]
     place: str
+    spec: ExpertSpec | None = None
+
+    def original(self) -> Original:
+        assert self.kind == "original" and self.spec is not None
+        return find_original(self.spec, self.place)
 
 
 def find_origins(run: StageRun) -> dict[str, Origin]:
@@ -54,14 +65,27 @@ def check_sources(runs: Sequence[StageRun]) -> None:
     What one of them will make for a later one counts as existing.
     """
     promised = {run.name for run in runs}
+    opened: set[tuple[str, str]] = set()
     for run in runs:
-        known = set(_initial(run))
+        initial = _initial(run)
+        _check_originals(initial, opened)
+        known = set(initial)
         for source in run.stage.sources:
             if source.checkpoint in promised:
                 known |= set(_wanted(run, source, run.recipe.stages[source.checkpoint].per_expert))
             else:
                 known |= set(_given(run, source))
         _check_whole(run, known)
+
+
+def _check_originals(origins: Mapping[str, Origin], opened: set[tuple[str, str]]) -> None:
+    """Hold local files to the experts that they are for; what is on the Hub waits for its turn."""
+    for part, origin in origins.items():
+        if origin.kind != "original" or not Path(origin.place).exists():
+            continue
+        if (part, origin.place) not in opened:
+            opened.add((part, origin.place))
+            origin.original().check()
 
 
 def _check_whole(run: StageRun, known: Collection[str]) -> None:
@@ -77,19 +101,30 @@ def _check_whole(run: StageRun, known: Collection[str]) -> None:
 
 def _initial(run: StageRun) -> dict[str, Origin]:
     """What the recipe's `init` gives."""
-    init, spec = run.recipe.init, run.model_spec
+    init, model = run.recipe.init, run.model_spec
     origins = {CONNECTOR: Origin("random", RANDOM)}
-    if place := init.language_model or spec.language_model.checkpoint:
+    if place := init.language_model or model.language_model.checkpoint:
         # A Hub id is "owner/name"; anything else must be there.
         if place != RANDOM and not Path(place).exists() and place.count("/") != 1:
             raise FileNotFoundError(f"init.language_model: no folder {place}, nor is it a Hub id.")
         origins[LANGUAGE_MODEL] = Origin("random" if place == RANDOM else "language_model", place)
-    for name in run.experts:
-        if place := init.experts.get(name):
-            if place != RANDOM and not Path(place).exists():
-                raise FileNotFoundError(f"init.experts.{name}: no folder or file {place}.")
-            origins[expert_part(name)] = Origin("random" if place == RANDOM else "expert", place)
+    for spec in map(resolve_expert, model.experts):
+        if place := init.experts.get(spec.name):
+            origins[expert_part(spec.name)] = _expert_origin(spec, place)
     return origins
+
+
+def _expert_origin(spec: ExpertSpec, place: str) -> Origin:
+    if place == RANDOM:
+        return Origin("random", RANDOM)
+    if (Path(place) / EXPERT_WEIGHTS).is_file() or Path(place).name == EXPERT_WEIGHTS:
+        return Origin("expert", place)
+    place = named_place(spec, place)
+    if not Path(place).exists() and not is_hub_id(place):
+        raise FileNotFoundError(
+            f"init.experts.{spec.name}: no folder or file {place}, nor is it a Hub id."
+        )
+    return Origin("original", place, spec)
 
 
 def _given(run: StageRun, source: Source) -> dict[str, Path]:
@@ -180,10 +215,17 @@ def _digest(part: str, origin: Origin) -> str:
         return read_provenance(place)[part].sha256
     if origin.kind == "expert":
         return _content(str(place / EXPERT_WEIGHTS if place.is_dir() else place))
+    if origin.kind == "original":
+        return _contents(origin.original().files)
     if origin.kind == "language_model" and place.is_dir():
-        files = weight_files(place) if _has_safetensors(place) else sorted(place.glob("*.bin"))
-        return hashlib.sha256("".join(_content(str(path)) for path in files).encode()).hexdigest()
+        return _contents(
+            weight_files(place) if _has_safetensors(place) else sorted(place.glob("*.bin"))
+        )
     return origin.place
+
+
+def _contents(files: Iterable[Path]) -> str:
+    return hashlib.sha256("".join(_content(str(path)) for path in files).encode()).hexdigest()
 
 
 def _has_safetensors(folder: Path) -> bool:

@@ -19,7 +19,14 @@ from eagle_moe.checkpoint import EXPERT_SPEC, EXPERT_WEIGHTS, read_parts, read_p
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import ExpertSpec
 from eagle_moe.model import EagleMixForConditionalGeneration
-from eagle_moe.parts import EXPERTS, LANGUAGE_MODEL, expert_prefix, model_tensors, part_of
+from eagle_moe.parts import (
+    EXPERTS,
+    LANGUAGE_MODEL,
+    expert_part,
+    expert_prefix,
+    model_tensors,
+    part_of,
+)
 from train.sources import Origin
 from train.stages import StageRun
 
@@ -65,6 +72,8 @@ def read_origins(origins: Mapping[str, Origin], config: EagleMixConfig) -> dict[
     for part, origin in origins.items():
         if origin.kind == "expert":
             tensors.update(_expert_tensors(part, Path(origin.place), config))
+        elif origin.kind == "original":
+            tensors.update(_in_place(part, origin.original().read()))
         elif origin.kind == "language_model":
             tensors.update(_language_model_tensors(origin.place, config))
     return tensors
@@ -121,19 +130,21 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: EagleMixConfig, random
 
 
 def _expert_tensors(part: str, place: Path, config: EagleMixConfig) -> dict[str, Tensor]:
-    name = part.removeprefix(f"{EXPERTS}.")
     path = place / EXPERT_WEIGHTS if place.is_dir() else place
     if not path.is_file():
         raise ValueError(f"init.{part}: {place} holds no {EXPERT_WEIGHTS}.")
     spec_path = path.parent / EXPERT_SPEC
     if spec_path.is_file():
         spec = ExpertSpec.parse(json.loads(spec_path.read_text(encoding="utf-8")), str(spec_path))
-        _check_expert(part, spec, next(s for s in _expert_specs(config) if s.name == name))
-    return {f"{expert_prefix(name)}{key}": value for key, value in load_file(path).items()}
+        wanted: tuple[ExpertSpec, ...] = config.vision_config.expert_specs
+        _check_expert(part, spec, next(s for s in wanted if expert_part(s.name) == part))
+    return _in_place(part, load_file(path))
 
 
-def _expert_specs(config: EagleMixConfig) -> tuple[ExpertSpec, ...]:
-    return config.vision_config.expert_specs
+def _in_place(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An expert's tensors under the names that they have in our model."""
+    prefix = expert_prefix(part.removeprefix(f"{EXPERTS}."))
+    return {f"{prefix}{key}": value for key, value in tensors.items()}
 
 
 def _check_expert(part: str, made: ExpertSpec, wanted: ExpertSpec) -> None:
@@ -209,4 +220,6 @@ def origin_history(part: str, origin: Origin, seed: int) -> list[str]:
     """What is known of the weights of `part` before the run: see `PartRecord.history`."""
     if origin.kind == "checkpoint":
         return list(read_provenance(Path(origin.place))[part].history)
+    if origin.kind == "original":
+        return [f"{origin.place}: {origin.original().story}"]
     return [f"random, seed {seed}" if origin.kind == "random" else origin.place]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -55,12 +56,12 @@ def fetch(spec: ExpertSpec, place: str | Path, stems: Sequence[str]) -> Path:
         )
     repo, revision, file = found["repo"], found["revision"], found["file"]
     if file:
-        match = next(_download(repo, revision, [f"*{file}"]).rglob(Path(file).name), None)
+        match = next(_download(repo, revision, (f"*{file}",)).rglob(Path(file).name), None)
         if match is None:
             raise ValueError(f"{repo}: the Hub has no file {file} in it.")
         return match
     for stem in stems:
-        folder = _download(repo, revision, [*CONFIGS, *_patterns(stem)])
+        folder = _download(repo, revision, (*CONFIGS, *_patterns(stem)))
         if any((folder / name).is_file() for name in (stem, f"{stem}.index.json")):
             return folder
     raise ValueError(f"{repo}: the Hub has none of {', '.join(stems)} in it.")
@@ -72,10 +73,14 @@ def _patterns(stem: str) -> list[str]:
     return [stem, f"{stem}.index.json", f"{name}-*{dot}{ending}"]
 
 
-def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder with the files of `repo` that match `patterns`, of the cache or the network."""
+@cache
+def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """The folder with the files of `repo` that match `patterns`, of the cache or the network.
+
+    Asked once per process, which thus sees one state of the repository.
+    """
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(

@@ -193,11 +193,21 @@ class Original:
     def files(self) -> list[Path]:
         return [shard.path for shard in self.shards]
 
-    def plan(self) -> Plan:
-        """What becomes of every key; `ValueError` if they do not fit the expert.
+    @property
+    def story(self) -> str:
+        """Files and format, for a record of where weights came from."""
+        first, *more = (path.name for path in self.files)
+        return f"{first}{f' and {len(more)} more' if more else ''} ({self.format.title})"
 
-        For formats that are read through their library, which says that itself, it is made of the
-        library's keys when they are read.
+    def check(self) -> None:
+        """Raise `ValueError` if names and shapes already tell that `read` would."""
+        if self.format.convert is None:
+            self.plan()
+
+    def plan(self) -> Plan:
+        """What becomes of every key. Raises `ValueError` if they do not fit the expert.
+
+        Only of formats without `convert`: there the library decides, when it reads the tensors.
         """
         assert self.format.convert is None, "its keys are known only when it is read"
         shapes: dict[str, Shape] = {}

@@ -5,7 +5,6 @@ Scenes are made in memory from the training split; the score is measured on the 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eagle_moe.checkpoint import save_expert, write_json
 from eagle_moe.experts import VisionExpert, resolve_expert
 from eval.skills import make_scene
 from eval.skills.content import Split
@@ -129,11 +129,6 @@ def _score(expert: VisionExpert, pretext: Pretext, test: Batch) -> float:
 
 
 def _write(expert: VisionExpert, scores: dict[str, object], out: Path) -> Path:
-    from safetensors.torch import save_file
-
-    out.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in expert.state_dict().items()}
-    save_file(weights, str(out / "expert.safetensors"), metadata={"format": "pt"})
-    for name, content in (("expert", expert.spec.dump()), ("pretext", scores)):
-        (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_expert(out, expert.spec, expert.state_dict())
+    write_json(out / "pretext.json", scores)
     return out

@@ -8,12 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from originals import spec_of
 from safetensors.torch import save_file
 
 from eagle_moe.experts import EXPERTS, build_expert, resolve_expert
-from eagle_moe.interop.originals import FORMATS, find_original, load_original
+from eagle_moe.interop.originals import FORMATS, Original, find_original, load_original
+from eagle_moe.interop.shards import Shard
 
 SPEC = resolve_expert("clip-tiny")
 
@@ -66,6 +68,28 @@ def test_an_expert_of_somebody_else_starts_from_our_layout_alone(tmp_path, monke
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="which is: an expert's weights in this project's layout"):
         find_original(SPEC, tmp_path / "other.pth")
+
+
+def full_size_sam():
+    return pytest.importorskip("segment_anything").build_sam_vit_l()
+
+
+def full_size_convnext():
+    return timm.create_model("convnext_xxlarge", num_classes=1000)
+
+
+@pytest.mark.parametrize(
+    ("preset", "build"), [("sam", full_size_sam), ("convnext", full_size_convnext)]
+)
+def test_full_size_presets_fit_their_libraries_models(preset, build):
+    """Every key and shape, on the meta device; the others are held to by the golden layout."""
+    with torch.device("meta"):
+        state = build().state_dict()
+        expert = build_expert(resolve_expert(preset))
+    shard = Shard(Path("w.pth"), {key: tuple(v.shape) for key, v in state.items()}, {})
+    plan = Original(expert, Path("w.pth"), (shard,), FORMATS[preset][0]).plan()
+    assert plan.placed.keys() | plan.ignored.keys() == state.keys()
+    assert {name for name, _ in plan.placed.values()} == set(expert.state_dict())
 
 
 class Code:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -56,7 +57,8 @@ def fetch(spec: ExpertSpec, place: str | Path, stems: Sequence[str]) -> Path:
         )
     repo, revision, file = found["repo"], found["revision"], found["file"]
     if file:
-        match = next(_download(repo, revision, (f"*{file}",)).rglob(Path(file).name), None)
+        folder = _download(repo, revision, (*CONFIGS, f"*{file}"))
+        match = next(folder.rglob(Path(file).name), None)
         if match is None:
             raise ValueError(f"{repo}: the Hub has no file {file} in it.")
         return match
@@ -82,8 +84,8 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
+        cause = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(
-            f"{repo}: no such path here, and it cannot be had from the Hub ({cause[:200]}). "
+            f"{repo}: no such path here, and it cannot be had from the Hub ({cause}). "
             "Without a network, download it elsewhere and give the folder."
         ) from None

@@ -219,7 +219,10 @@ class Original:
         return self._plan(shapes)
 
     def read(self) -> dict[str, Tensor]:
-        """The state dict of the expert, in the dtypes of the files. Raises `ValueError`."""
+        """The state dict of the expert. Raises `ValueError` naming what does not fit.
+
+        Dtypes are the file's; what goes through its library comes as that builds it, in fp32.
+        """
         if self.format.convert is None:
             plan, every = self.plan(), self._cut()
         else:

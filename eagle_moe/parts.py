@@ -26,9 +26,11 @@ CONNECTOR = "connector"
 LANGUAGE_MODEL = "language_model"
 
 _TOWERS = "model.vision_tower.towers."
+PROJECTOR = "model.multi_modal_projector."
+"""What the names of the connector's own tensors start with."""
 _PREFIXES = {
     "model.vision_tower.fusion.": CONNECTOR,
-    "model.multi_modal_projector.": CONNECTOR,
+    PROJECTOR: CONNECTOR,
     "model.language_model.": LANGUAGE_MODEL,
     "lm_head.": LANGUAGE_MODEL,
 }

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from eagle_moe.build import build_config
 from eagle_moe.experts import resolve_expert
 from eagle_moe.model import EagleMixForConditionalGeneration
-from eagle_moe.parts import model_tensors, part_of
+from eagle_moe.parts import PROJECTOR, model_tensors, part_of
 from train.recipe import parse_recipe
 from train.sources import find_origins
 from train.stages import stage_runs
@@ -199,3 +199,27 @@ def test_the_history_of_an_original_names_file_and_format(world: Path) -> None:
 
 def test_weights_may_be_bfloat16(world: Path) -> None:
     assert {p.dtype for p in build(world, "dtype=bfloat16").parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("prefix", ["model.mm_projector.", "mm_projector."])
+def test_a_connector_starts_from_an_official_projector(world: Path, prefix: str) -> None:
+    plain = "model.fusion.norm=none"  # the release has no norms, so its projector brings none
+    drawn = model_tensors(build(world, plain))
+    layers = {
+        name.removeprefix(f"{PROJECTOR}layers."): torch.randn_like(value)
+        for name, value in drawn.items()
+        if name.startswith(PROJECTOR)
+    }
+    torch.save({prefix + name: value for name, value in layers.items()}, world / "mm_projector.bin")
+    for place in (world, world / "mm_projector.bin"):
+        given = model_tensors(build(world, plain, f"init.connector={place}"))
+        assert all(torch.equal(given[f"{PROJECTOR}layers.{n}"], v) for n, v in layers.items())
+
+
+def test_a_projector_of_another_model_is_named(world: Path) -> None:
+    path = world / "mm_projector.bin"
+    torch.save({"model.mm_projector.0.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(ValueError, match=r"mm_projector.bin: is not the projector.*\[3, 3\]"):
+        build(world, f"init.connector={path}")
+    with pytest.raises(FileNotFoundError, match=r"init.connector: no file or folder .*nowhere"):
+        build(world, "init.connector=nowhere")

@@ -120,8 +120,11 @@ class Stage(Schema):
 
 
 class Init(Schema):
-    """Where weights come from before the first stage. Connectors start from random weights."""
+    """Where weights come from before the first stage."""
 
+    connector: str | None = None
+    """`mm_projector.bin` of an official alignment, or its folder; default: random weights. A run of
+    one expert alone starts from random weights in any case."""
     language_model: str | None = None
     """Folder or Hub id of a causal LM, or `random`; default: the model's own checkpoint."""
     experts: dict[str, str] = {}

@@ -23,6 +23,7 @@ from eagle_moe.checkpoint import (
 from eagle_moe.experts import ExpertSpec, resolve_expert
 from eagle_moe.interop.fetch import is_hub_id, named_place
 from eagle_moe.interop.originals import Original, find_original
+from eagle_moe.interop.projector import projector_file
 from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, expert_part, resolve_parts
 from train.data.manifest import fingerprint_of
 from train.recipe import RANDOM, Source
@@ -34,10 +35,10 @@ class Origin:
     """Where one part's weights come from; `place` is a folder, a file, a Hub id, or `random`.
 
     `expert`: a folder of an expert of ours. `original`: an expert's weights as its library has
-    them, with the `spec` that is to take them.
+    them, with the `spec` that is to take them. `projector`: what the official stage 1 leaves.
     """
 
-    kind: Literal["checkpoint", "expert", "original", "language_model", "random"]
+    kind: Literal["checkpoint", "expert", "original", "projector", "language_model", "random"]
     place: str
     spec: ExpertSpec | None = None
 
@@ -103,6 +104,11 @@ def _initial(run: StageRun) -> dict[str, Origin]:
     """What the recipe's `init` gives."""
     init, model = run.recipe.init, run.model_spec
     origins = {CONNECTOR: Origin("random", RANDOM)}
+    # A projector made for a mixture does not fit a single expert.
+    if (place := init.connector) not in (None, RANDOM) and run.expert is None:
+        if not Path(place).exists():
+            raise FileNotFoundError(f"init.connector: no file or folder {place}.")
+        origins[CONNECTOR] = Origin("projector", place)
     if place := init.language_model or model.language_model.checkpoint:
         # A Hub id is "owner/name"; anything else must be there.
         if place != RANDOM and not Path(place).exists() and place.count("/") != 1:
@@ -217,6 +223,8 @@ def _digest(part: str, origin: Origin) -> str:
         return _content(str(place / EXPERT_WEIGHTS if place.is_dir() else place))
     if origin.kind == "original":
         return _contents(origin.original().files)
+    if origin.kind == "projector":
+        return _content(str(projector_file(place)))
     if origin.kind == "language_model" and place.is_dir():
         return _contents(
             weight_files(place) if _has_safetensors(place) else sorted(place.glob("*.bin"))

@@ -14,14 +14,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.utils import logging as transformers_logging
 
-from eagle_moe.build import build_model
+from eagle_moe.build import build_model, grow_rows
 from eagle_moe.checkpoint import EXPERT_SPEC, EXPERT_WEIGHTS, read_parts, read_provenance
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import ExpertSpec
+from eagle_moe.interop.projector import load_projector
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import (
     EXPERTS,
     LANGUAGE_MODEL,
+    PROJECTOR,
     expert_part,
     expert_prefix,
     model_tensors,
@@ -74,6 +76,8 @@ def read_origins(origins: Mapping[str, Origin], config: EagleMixConfig) -> dict[
             tensors.update(_expert_tensors(part, Path(origin.place), config))
         elif origin.kind == "original":
             tensors.update(_in_place(part, origin.original().read()))
+        elif origin.kind == "projector":
+            tensors.update(_projector_tensors(Path(origin.place), config))
         elif origin.kind == "language_model":
             tensors.update(_language_model_tensors(origin.place, config))
     return tensors
@@ -127,6 +131,13 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: EagleMixConfig, random
             "Give the model that they were made for, or take other weights in `init` or "
             "`init_from`."
         )
+
+
+def _projector_tensors(place: Path, config: EagleMixConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        projector = build_model(config).model.multi_modal_projector
+    shapes = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+    return {PROJECTOR + name: value for name, value in load_projector(place, shapes).items()}
 
 
 def _expert_tensors(part: str, place: Path, config: EagleMixConfig) -> dict[str, Tensor]:
@@ -211,9 +222,8 @@ def _grow_vocabulary(llm: PreTrainedModel, size: int, place: str) -> None:
     if size == old:
         return
     llm.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for layer in {llm.get_input_embeddings(), llm.get_output_embeddings()}:
-            layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+    for layer in {llm.get_input_embeddings(), llm.get_output_embeddings()}:
+        layer.weight.data = grow_rows(layer.weight.data[:old], size)
 
 
 def origin_history(part: str, origin: Origin, seed: int) -> list[str]:

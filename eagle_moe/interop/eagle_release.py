@@ -22,7 +22,7 @@ from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import expert_class
 from eagle_moe.interop.keymap import Rule, below, ignored
 from eagle_moe.interop.rules import EAGLE, projector
-from eagle_moe.parts import expert_prefix
+from eagle_moe.parts import PROJECTOR, expert_prefix
 from eagle_moe.profile import Profile, read_profile
 from eagle_moe.schema import Schema, nearest
 
@@ -148,7 +148,7 @@ def release_rules(config: EagleMixConfig, llm_vocabulary: int) -> list[Rule]:
         Rule(r"lm_head\.weight", "lm_head.weight", grow),
         ignored(r".*rotary_emb\.inv_freq", "a table that is computed, not learned"),
         Rule(r"model\.((?:layers|norm)\..+)", r"model.language_model.\1"),
-        *below(projector(), "model.mm_projector.", "model.multi_modal_projector."),
+        *below(projector(), "model.mm_projector.", PROJECTOR),
     ]
     for index, spec in enumerate(config.vision_config.expert_specs):
         arch = expert_class(spec.kind).Arch.parse(spec.arch, f"expert `{spec.name}`: arch")

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-import eagle_moe
 from eagle_moe.build import ModelSpec, build_config, build_model, build_processor
 from eagle_moe.checkpoint import (
     Complete,
@@ -134,7 +133,7 @@ def run_import(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target}: exists already. Remove it, or give another folder.")
     _check_room(target, job.tensors.total)
-    identity = {"source": job.source.name, "eagle_moe": eagle_moe.__version__}
+    identity = {"release": job.source.name, "config": _digest(job.source)}
     with write_checkpoint(target, Complete(stage=STAGE, identity=identity)) as draft:
         job.config.save_pretrained(draft)
         job.processor.save_pretrained(draft)
@@ -158,12 +157,15 @@ def _provenance(job: Import, hashes: dict[str, str]) -> dict[str, PartRecord]:
     sizes: dict[str, int] = {}
     for name, shape in job.expected.items():
         sizes[part_of(name)] = sizes.get(part_of(name), 0) + torch.Size(shape).numel()
-    digest = sha256((job.source / "config.json").read_bytes()).hexdigest()
-    origin = f"official Eagle release {job.source.name}, config.json {digest[:12]}"
+    origin = f"official Eagle release {job.source.name}, config.json {_digest(job.source)[:12]}"
     return {
         part: PartRecord(sha256=hash_, parameters=sizes[part], history=[origin])
         for part, hash_ in part_hashes(hashes).items()
     }
+
+
+def _digest(source: Path) -> str:
+    return sha256((source / "config.json").read_bytes()).hexdigest()
 
 
 def _report(job: Import) -> dict[str, object]:

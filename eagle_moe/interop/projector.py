@@ -15,13 +15,18 @@ FILE = "mm_projector.bin"
 PREFIXES = ("model.mm_projector.", "mm_projector.")
 
 
+def projector_file(place: Path) -> Path:
+    """The file itself, for it or for the folder that holds it."""
+    return place / FILE if place.is_dir() else place
+
+
 def load_projector(place: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
     """State dict of our connector from `mm_projector.bin`, or from the folder that holds it.
 
     `expected`: name -> shape of the connector's tensors. Raises `ValueError` that names the file
     and the keys if it does not fit: then it was made for other experts or another language model.
     """
-    path = place / FILE if place.is_dir() else place
+    path = projector_file(place)
     (shard,) = open_shards(path)
     rules = [rule for prefix in PREFIXES for rule in below(projector(), prefix)]
     where = f"{path}: is not the projector of this model (its experts, in order, and its LLM)"

@@ -12,20 +12,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parity import distance, look
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eagle_moe.config import EagleMixConfig
-from eagle_moe.experts import VisionExpert, build_expert, resolve_expert
+from eagle_moe.experts import VisionExpert, build_expert, expert_class, resolve_expert
 from eagle_moe.fusion import FUSIONS, to_grid
 from eagle_moe.interop.eagle_release import release_rules
 from eagle_moe.interop.keymap import Plan, Rule, below, make_plan
@@ -66,52 +66,30 @@ X4 = tuple(name for name in X5 if name != "sam")
 
 # Field of config.json -> field of our `arch`. What a set does not say is as in the release, whose
 # values are our defaults.
-ARCH: dict[str, dict[str, str]] = {
-    "clip": {
-        "image": "image_size",
-        "patch": "patch_size",
-        "hidden": "hidden_size",
-        "layers": "layers",
-        "heads": "heads",
-        "inter": "mlp_size",
-        "act": "activation",
-        "eps": "norm_eps",
-    },
-    "convnext": {"depths": "depths", "dims": "dims", "eps": "norm_eps"},
-    "eva02": {
-        "patch": "patch_size",
-        "embed": "hidden_size",
-        "depth": "layers",
-        "heads": "heads",
-        "mlp_hidden": "mlp_size",
-        "window": "window",
-        "global_blocks": "global_layers",
-        "eps": "norm_eps",
-        "pretrain_grid": "table_cells",
-        "rope_pt_seq_len": "rotary_cells",
-    },
-    "sam": {
-        "image": "image_size",
-        "patch": "patch_size",
-        "hidden": "hidden_size",
-        "layers": "layers",
-        "heads": "heads",
-        "mlp_dim": "mlp_size",
-        "window": "window",
-        "global": "global_layers",
-        "out": "neck_channels",
-        "eps": "norm_eps",
-    },
-    "pix2struct": {
-        "patch": "patch_size",
-        "hidden": "hidden_size",
-        "layers": "layers",
-        "heads": "heads",
-        "d_kv": "head_dim",
-        "d_ff": "mlp_size",
-        "seq_len": "table_size",
-        "eps": "norm_eps",
-    },
+ARCH = {
+    "image": "image_size",
+    "patch": "patch_size",
+    "hidden": "hidden_size",
+    "embed": "hidden_size",
+    "layers": "layers",
+    "depth": "layers",
+    "depths": "depths",
+    "dims": "dims",
+    "heads": "heads",
+    "d_kv": "head_dim",
+    "inter": "mlp_size",
+    "mlp_dim": "mlp_size",
+    "mlp_hidden": "mlp_size",
+    "d_ff": "mlp_size",
+    "act": "activation",
+    "eps": "norm_eps",
+    "window": "window",
+    "global": "global_layers",
+    "global_blocks": "global_layers",
+    "out": "neck_channels",
+    "seq_len": "table_size",
+    "pretrain_grid": "table_cells",
+    "rope_pt_seq_len": "rotary_cells",
 }
 
 
@@ -159,7 +137,10 @@ def arch(kind: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
             "global_blocks": list(range(2, sizes["depth"], 3)),
         }
         sizes = {**rules, **sizes}
-    return {ours: sizes[theirs] for theirs, ours in ARCH[kind].items() if theirs in sizes}
+    known = expert_class(kind).Arch.model_fields  # the activations of SAM and Pix2Struct are fixed
+    return {
+        ours: sizes[theirs] for theirs, ours in ARCH.items() if theirs in sizes and ours in known
+    }
 
 
 def entry(kind: str, size: int | None, sizes: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -320,32 +301,6 @@ def as_output(x: Tensor, golden: Tensor) -> Tensor:
     return bnc(x) if golden.ndim == 3 else on_grid(x, golden.shape[-1])
 
 
-@contextmanager
-def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """What the modules give out while the context lasts, and take in (`<name>.input`)."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen[name] = output[0] if isinstance(output, tuple) else output
-            seen[f"{name}.input"] = args[0]
-
-        return hook
-
-    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def look(expert: VisionExpert, canvas: Tensor) -> Tensor:
-    """Canvas -> map, without gradients."""
-    with torch.no_grad():
-        return expert(expert.view(canvas))
-
-
 def output_error(expert: VisionExpert, file: str, group: str) -> float:
     """Distance of an expert's map to that of its own golden file."""
     golden = read(file)
@@ -354,13 +309,6 @@ def output_error(expert: VisionExpert, file: str, group: str) -> float:
 
 
 # Comparison
-
-
-def distance(ours: Tensor, golden: Tensor) -> float:
-    """Relative L2."""
-    assert ours.shape == golden.shape, (ours.shape, golden.shape)
-    ours, golden = ours.double(), golden.double()
-    return ((ours - golden).norm() / golden.norm()).item()
 
 
 def assert_same(ours: Tensor, golden: Tensor) -> None:

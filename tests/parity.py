@@ -1,7 +1,13 @@
 """What the parity tests share."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from eagle_moe.experts import VisionExpert
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -24,3 +30,36 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("running_var"):
                 value.copy_(0.5 + torch.rand(value.shape, generator=generator))
     return module.eval()
+
+
+@contextmanager
+def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """What the modules give out while the context lasts, and take in (`<name>.input`)."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+            seen[f"{name}.input"] = args[0]
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def look(expert: VisionExpert, canvas: Tensor) -> Tensor:
+    """Canvas -> map, without gradients."""
+    with torch.no_grad():
+        return expert(expert.view(canvas))
+
+
+def distance(ours: Tensor, golden: Tensor) -> float:
+    """Relative L2."""
+    assert ours.shape == golden.shape, (ours.shape, golden.shape)
+    ours, golden = ours.double(), golden.double()
+    return ((ours - golden).norm() / golden.norm()).item()

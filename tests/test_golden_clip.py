@@ -9,16 +9,14 @@ from eagle_release import (
     WRONG,
     as_output,
     assert_same,
-    distance,
     groups,
-    look,
     on_grids,
     output_error,
     outputs,
     read,
-    recorded,
     tower,
 )
+from parity import distance, look, recorded
 from torch import Tensor
 
 from eagle_moe.experts import clip

@@ -8,15 +8,13 @@ from eagle_release import (
     WRONG,
     as_output,
     assert_same,
-    distance,
     groups,
-    look,
     on_grids,
     outputs,
     read,
-    recorded,
     tower,
 )
+from parity import distance, look, recorded
 from torch import Tensor
 
 NAMES = outputs("convnext", inputs=r"px\d+\.input_u8")

@@ -19,14 +19,13 @@ from eagle_release import (
     LOSS,
     assert_same,
     config,
-    distance,
     load,
     official,
     outputs,
     read,
-    recorded,
     release_model,
 )
+from parity import distance, recorded
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Literal
 
 import pytest
-from eagle_release import WRONG, assert_same, distance, groups, outputs, read
+from eagle_release import WRONG, assert_same, groups, outputs, read
+from parity import distance
 from PIL import Image
 from torch import Tensor
 

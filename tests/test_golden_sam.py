@@ -9,14 +9,13 @@ from eagle_release import (
     assert_same,
     bhwc,
     groups,
-    look,
     on_grids,
     output_error,
     outputs,
     read,
-    recorded,
     tower,
 )
+from parity import look, recorded
 from torch import Tensor
 
 from eagle_moe.experts import sam

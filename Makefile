@@ -82,7 +82,8 @@ format: setup  ## write the format that check asks for
 # its own, so that torch is not installed twice.
 OLDEST := .venv-oldest
 OLDEST_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,\
-  auto build canvas chat* cli config connectors expert* fusion image_processor model processor)))
+  auto build canvas chat* cli config connectors expert* fusion golden* image_processor interop* \
+  model processor profile)))
 
 site = $(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 

@@ -90,6 +90,8 @@ def write_checkpoint(target: Path, complete: Complete) -> Iterator[Path]:
             if path.is_file()
         }
         write_json(draft / COMPLETE, complete.model_copy(update={"files": files}).dump())
+        for name in files:  # safetensors makes files that their owner alone can read
+            (draft / name).chmod((draft / COMPLETE).stat().st_mode)
         _sync(draft)
         _replace(draft, target)
     except BaseException as error:

@@ -46,6 +46,14 @@ def test_a_checkpoint_is_there_whole_and_marked(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["sft"]
 
 
+def test_whoever_may_read_one_file_may_read_all(tmp_path: Path) -> None:
+    with write_checkpoint(tmp_path / "sft", MARK) as draft:
+        save_file({"a": torch.zeros(1)}, draft / "model.safetensors")
+    modes = {path.stat().st_mode for path in (tmp_path / "sft").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_nothing_is_there_before_it_is_whole(tmp_path: Path) -> None:
     with write_checkpoint(tmp_path / "sft", MARK) as draft:
         (draft / "file.txt").write_text("x")

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eagle_moe.interop.importer import REPORT, Import, plan_import, run_import
+from eagle_moe.interop.importer import REPORT, Import, check_target, plan_import, run_import
 from eagle_moe.parts import split_by_part
 
 
@@ -24,13 +25,15 @@ def import_command(
 ) -> int:
     """Import the release `source` as `target`, with a bar and a summary. Returns exit code 0."""
     console = console or Console()
+    check_target(target)
     job = plan_import(source, geometry, template)
     console.print(summary(job))
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=job.tensors.total)
         run_import(job, target, advance=lambda size: bar.advance(task, size))
-    console.print(f"{target}: {job.tensors.total / 1e9:.2f} GB, chat template {job.spec.template}.")
+    size = decimal(job.tensors.total)
+    console.print(f"{target}: {size} of weights, chat template {job.spec.template}.")
     console.print(f"What became of every key: {target / REPORT}")
     return 0
 

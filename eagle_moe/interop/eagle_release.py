@@ -68,7 +68,7 @@ def read_release(folder: Path) -> tuple[ReleaseConfig, dict[str, Any]]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        what = "no config.json in it" if folder.is_dir() else "no such folder"
+        what = "no config.json in it" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"{folder}: is not an official Eagle release: {what}.")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -130,8 +130,7 @@ def run_import(
     `limit`: most bytes per weight file. `advance` is told the bytes of each tensor.
     Raises `ValueError` if `target` is taken or the disk has too little room.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target}: exists already. Remove it, or give another folder.")
+    check_target(target)
     _check_room(target, job.tensors.total)
     identity = {"release": job.source.name, "config": _digest(job.source)}
     with write_checkpoint(target, Complete(stage=STAGE, identity=identity)) as draft:
@@ -141,6 +140,12 @@ def run_import(
         hashes = write_stream(job.shards, job.plan, draft, limit, advance)
         write_provenance(draft, _provenance(job, hashes))
         write_json(draft / REPORT, _report(job))
+
+
+def check_target(target: Path) -> None:
+    """Raises `ValueError` if something is there already."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target}: exists already. Remove it, or give another folder.")
 
 
 def _check_room(target: Path, needed: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 Change = Callable[[Tensor], Tensor]
 
-MOST_SHOWN = 12
+MOST_SHOWN = 5
 """Faults of one sort that an error lists; the rest are counted."""
 
 
@@ -124,6 +124,6 @@ def _misfit(
 def _list(faults: Mapping[str, Sequence[str]]) -> str:
     parts = []
     for title, items in faults.items():
-        more = f" and {len(items) - MOST_SHOWN} more" if len(items) > MOST_SHOWN else ""
+        more = f", and {len(items) - MOST_SHOWN} more" if len(items) > MOST_SHOWN else ""
         parts.append(f"{title}: {', '.join(items[:MOST_SHOWN])}{more}.")
-    return " ".join(parts)
+    return "\n".join(parts)

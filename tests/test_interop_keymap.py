@@ -91,4 +91,4 @@ def test_all_faults_are_told_at_once_and_long_lists_are_cut():
     with pytest.raises(ValueError) as error:
         plan(shapes)
     message = str(error.value)
-    assert "and 5 more. nothing in the file for: position, layers.0.w, layers.1.w." in message
+    assert "and 5 more.\nnothing in the file for: position, layers.0.w, layers.1.w." in message

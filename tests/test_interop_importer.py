@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from official_layout import TINY_GEOMETRY, X4, X5, Sizes, layout
 from official_release import (
     do_import,
@@ -210,6 +212,19 @@ def test_every_key_of_a_full_size_release_is_mapped_or_ignored_with_a_reason(
         ours = build_config(load_model_spec(MODELS / f"{name}.yaml"), sizes.vocabulary)
         assert ours.vision_config.to_dict() == config.vision_config.to_dict()
         assert ours.connector == config.connector
+
+
+def test_the_geometry_in_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "import.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- test: geometry -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert found
+    geometry = Profile.parse(yaml.safe_load(found[1]), "docs/import.md")
+    (tmp_path / "config.json").write_text(json.dumps(release_config(Sizes(), X5, hidden_size=64)))
+    spec = release_spec(*read_release(tmp_path), tmp_path, geometry, "vicuna")
+    config = build_config(spec, image_token_id=32_000)
+    assert config.num_image_tokens == 256
+    with torch.device("meta"):
+        assert build_model(config).model.vision_tower.towers["clip"].channels == 768
 
 
 # The command

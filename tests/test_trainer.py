@@ -18,7 +18,8 @@ from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import model_tensors, part_modules, part_of
 from train.learning import learning_names, open_parts
 from train.moved import MovedCheck, TrainingFault
-from train.trainer import LEARNING, StageTrainer
+from train.resume import LEARNING
+from train.trainer import StageTrainer
 from train.workspace import last_point
 
 TOKENS = 4  # per image

@@ -5,30 +5,23 @@ It knows parts and learning rates, and no stage by name.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
-from eagle_moe.checkpoint import Complete, write_checkpoint
-from eagle_moe.parts import model_tensors, part_of
+from eagle_moe.checkpoint import Complete
 from train.curve import score_batch
-from train.learning import frozen_modules, learning_names, learning_parts, parameter_groups
-from train.moved import MovedCheck, TrainingFault
+from train.health import FiniteSteps
+from train.learning import frozen_modules, parameter_groups
+from train.moved import MovedCheck
 from train.muon import MuonWithAdamW
-
-LEARNING = "learning.safetensors"
-"""In a resume point: the tensors that the run changes. The rest is loaded as at its start."""
+from train.resume import ResumePoints
 
 
-class StageTrainer(Trainer):
+class StageTrainer(FiniteSteps, ResumePoints, Trainer):
     """Trains the parameters of `model` that require gradients.
 
     - `rates`: part -> learning rate.
@@ -36,8 +29,7 @@ class StageTrainer(Trainer):
     - `muon`: optimise by `train.muon` instead of `args.optim`.
     - Other arguments as transformers' `Trainer` takes them.
 
-    Frozen parts stay in evaluation mode. A loss or gradient that is not finite stops the run
-    before it reaches the weights. Resume points appear whole or not at all.
+    Frozen parts stay in evaluation mode.
     """
 
     optimizer: Any
@@ -49,7 +41,6 @@ class StageTrainer(Trainer):
         self.rates = dict(rates)
         self.mark = mark
         self.moved = MovedCheck()
-        self._save_folder: Path | None = None
         self._frozen: list[nn.Module] | None = None
         config = options["model"].config
         before = dict(config.__dict__)
@@ -95,26 +86,6 @@ class StageTrainer(Trainer):
         inputs = {**self._with_image_tokens(inputs), "use_cache": False}
         return super().compute_loss(model, inputs, *args, **kw)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self._check_finite("loss", loss)
-        return loss
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
-        # Under fp16 an overflow is normal: the scaler skips the step and lowers its scale.
-        if norm is not None and getattr(self.accelerator, "scaler", None) is None:
-            self._check_finite("gradient norm", norm)
-        return norm
-
-    def _check_finite(self, what: str, value: Any) -> None:
-        if not math.isfinite(float(value)):
-            raise TrainingFault(
-                f"step {self.state.global_step + 1}: the {what} is {float(value)}. The weights "
-                "were not touched, and the last resume point is intact. Look at the data of this "
-                "step, lower the learning rate, or train with a wider dtype."
-            )
-
     def _with_image_tokens(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Go on from the experts' maps, if the batch has them instead of canvases."""
         maps = inputs.get("pixel_values")
@@ -157,90 +128,3 @@ class StageTrainer(Trainer):
         if "loss" in logs and counts is not None:
             logs |= {f"samples_{name}": float(count) for name, count in counts().items()}
         super().log(logs, start_time)
-
-    # -- resume points
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        target = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        with self._draft(target):
-            super()._save_checkpoint(model, trial)
-            self._name_best(target)
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=self.args.output_dir,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-
-    @contextlib.contextmanager
-    def _draft(self, target: Path) -> Iterator[None]:
-        """Let the Trainer write into a draft; process 0 completes it when all have written."""
-        with contextlib.ExitStack() as stack:
-            if self.args.should_save:
-                self._save_folder = stack.enter_context(write_checkpoint(target, self.mark))
-            else:
-                self._save_folder = target.with_name(f".{target.name}.writing")
-            self.accelerator.wait_for_everyone()
-            try:
-                yield
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    written = self._save_folder / target.name
-                    for path in written.iterdir():
-                        path.rename(self._save_folder / path.name)
-                    written.rmdir()
-            finally:
-                self._save_folder = None
-        self.accelerator.wait_for_everyone()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return (
-            super()._get_output_dir(trial) if self._save_folder is None else str(self._save_folder)
-        )
-
-    def _name_best(self, target: Path) -> None:
-        """The best checkpoint may be the one being written: say where it will be."""
-        best = self.state.best_model_checkpoint
-        if best is not None and self._save_folder in Path(best).parents:
-            self.state.best_model_checkpoint = str(target)
-            if self.args.should_save:
-                self.state.save_to_json(str(Path(best) / "trainer_state.json"))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write what the run changes, instead of the whole model."""
-        if self.args.should_save:
-            assert output_dir is not None
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            changing = changing_tensors(self.model)
-            save_file(
-                {name: value.detach().contiguous().cpu() for name, value in changing.items()},
-                str(Path(output_dir) / LEARNING),
-                metadata={"format": "pt"},
-            )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(str(Path(resume_from_checkpoint) / LEARNING))
-        changing = changing_tensors(self.model)
-        if faults := sorted(set(saved) ^ set(changing)):
-            raise ValueError(
-                f"{resume_from_checkpoint}: made by a run in which other tensors learned: "
-                f"{', '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}."
-            )
-        with torch.no_grad():
-            for name, value in changing.items():
-                value.copy_(saved[name])
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def changing_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training can change: parameters that learn, and buffers of the parts they are in."""
-    learning, open_parts = learning_names(model), learning_parts(model)
-    parameters = {name for name, _ in model.named_parameters()}
-    return {
-        name: value
-        for name, value in model_tensors(model).items()
-        if name in learning or (name not in parameters and part_of(name) in open_parts)
-    }

@@ -1,0 +1,1 @@
+"""Speed side by side: variants of one job in alternated rounds, as ratios."""

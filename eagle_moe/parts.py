@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from eagle_moe.schema import nearest
 
@@ -93,6 +94,18 @@ def part_modules(model: nn.Module, part: str) -> list[nn.Module]:
     if part.startswith(f"{EXPERTS}."):
         prefixes = [expert_prefix(part.removeprefix(f"{EXPERTS}."))]
     return [model.get_submodule(prefix.rstrip(".")) for prefix in prefixes]
+
+
+def part_blocks(model: nn.Module, part: str) -> list[nn.Module]:
+    """The repeated layers of `part` in order; none in the connector.
+
+    An expert names its own (`VisionExpert.blocks`); transformers marks those of a language model.
+    """
+    modules = part_modules(model, part)
+    if part.startswith(f"{EXPERTS}."):
+        return modules[0].blocks  # type: ignore[return-value]
+    inner = (child for module in modules for child in module.modules())
+    return [child for child in inner if isinstance(child, GradientCheckpointingLayer)]
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from eagle_moe.parts import part_modules, part_of
+from eagle_moe.parts import part_blocks, part_modules, part_of
 from train.muon import MATRIX, is_matrix
 
 
@@ -36,26 +36,56 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def parameter_groups(
-    model: nn.Module, rates: Mapping[str, float], weight_decay: float, decayed: Iterable[str]
+    model: nn.Module,
+    rates: Mapping[str, float],
+    weight_decays: Mapping[str, float],
+    decayed: Iterable[str],
+    layer_decays: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that learn, one per part, decay rule and matrix or not.
+    """Optimizer groups of the parameters that learn: one per part, rate, decay rule, matrix or not.
 
-    `rates`: part -> learning rate. `decayed`: names of the parameters that weight decay applies
-    to. Each group carries its `part`, and `matrix`, by which `train.muon` tells its own.
+    - `rates`, `weight_decays`: part -> learning rate, weight decay.
+    - `decayed`: names of the parameters that weight decay applies to.
+    - `layer_decays`: part -> factor; the rate of a parameter is its part's times the factor to the
+      power of `block_depths` (BEiT, arXiv 2106.08254, appendix; there counted from a head above).
+
+    Each group carries its `part`, and `matrix`, by which `train.muon` tells its own.
     """
-    decayed = set(decayed)
-    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    decayed, layer_decays = set(decayed), layer_decays or {}
+    depths = {part: block_depths(model, part) for part in layer_decays}
+    groups: dict[tuple[str, float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (part_of(name), name in decayed, is_matrix(name, parameter))
+            part = part_of(name)
+            rate = rates[part]
+            if part in depths:
+                rate *= layer_decays[part] ** depths[part][name]
+            key = (part, rate, name in decayed, is_matrix(name, parameter))
             groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": rates[part],
-            "weight_decay": weight_decay if decays else 0.0,
+            "lr": rate,
+            "weight_decay": weight_decays[part] if decays else 0.0,
             "part": part,
             MATRIX: matrix,
         }
-        for (part, decays, matrix), parameters in groups.items()
+        for (part, rate, decays, matrix), parameters in groups.items()
     ]
+
+
+def block_depths(model: nn.Module, part: str) -> dict[str, int]:
+    """Parameter name -> how many of the part's blocks come after it.
+
+    The last block and what follows it (norm, neck, head) have 0, embeddings the number of blocks.
+    Modules and tensors are registered in the order in which they are used.
+    """
+    blocks = part_blocks(model, part)
+    index = {id(value): i for i, block in enumerate(blocks) for value in block.parameters()}
+    depths: dict[str, int] = {}
+    last = -1
+    for name, parameter in model.named_parameters():
+        if part_of(name) == part:
+            last = index.get(id(parameter), last)
+            depths[name] = len(blocks) - 1 - last
+    return depths

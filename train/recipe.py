@@ -12,14 +12,14 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from eagle_moe.build import ModelSpec
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import resolve_expert
-from eagle_moe.parts import EXPERTS, resolve_parts
+from eagle_moe.parts import CONNECTOR, EXPERTS, resolve_parts
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
 from train.data import DataSpec
@@ -37,6 +37,10 @@ SET_BY_THE_RUN = {
     "eval_steps": "`eval.every` of the stage",
     "per_device_eval_batch_size": "`eval.batch_size` of the stage",
     "remove_unused_columns": "the trainer: batches with images need all their columns",
+    "activation_checkpointing": "`checkpointing` of the stage",
+    "activation_checkpointing_kwargs": "`checkpointing` of the stage",
+    "gradient_checkpointing": "`checkpointing` of the stage",
+    "gradient_checkpointing_kwargs": "`checkpointing` of the stage",
     "logging_nan_inf_filter": "the trainer: a loss that is not finite stops the run",
     "resume_from_checkpoint": "the run: it continues by itself",
 }
@@ -90,6 +94,12 @@ class Stage(Schema):
     the stages that start from it."""
     lr: dict[str, float] = {}
     """Learning rate by part; what is not listed takes `args.learning_rate`."""
+    weight_decay: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weight decay by part; what is not listed takes `args.weight_decay`."""
+    layer_decay: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """Factor by part on the learning rate for every block further from the part's end."""
+    checkpointing: list[str] = []
+    """Parts whose blocks are computed again in the backward pass instead of kept."""
     muon: bool = False
     """Muon for the matrices between hidden layers, AdamW for the rest, instead of `args.optim`."""
     batch_size: int | None = Field(None, gt=0)
@@ -286,8 +296,13 @@ def _check_parts(stage: Stage, experts: Sequence[str], where: str) -> None:
         raise ValueError(f"{where}: {sorted(both)} cannot be both in `trainable` and in `lora`.")
     if not full and not adapted:
         raise ValueError(f"{where}: nothing learns. Name parts in `trainable` or `lora`.")
-    if idle := set(resolve_parts(stage.lr, experts, f"{where}: lr")) - set(full) - set(adapted):
-        raise ValueError(f"{where}: lr: {sorted(idle)} would get a rate, but do not learn.")
+    for field in ("lr", "weight_decay", "layer_decay"):
+        named = resolve_parts(getattr(stage, field), experts, f"{where}: {field}")
+        if idle := set(named) - set(full) - set(adapted):
+            raise ValueError(f"{where}: {field}: {sorted(idle)} would get one, but do not learn.")
+    for field in ("layer_decay", "checkpointing"):
+        if CONNECTOR in resolve_parts(getattr(stage, field), experts, f"{where}: {field}"):
+            raise ValueError(f"{where}: {field}: {CONNECTOR} has no repeated blocks. Leave it out.")
     if stage.cache_features and any(part.startswith(f"{EXPERTS}.") for part in (*full, *adapted)):
         raise ValueError(f"{where}: cache_features needs frozen experts, but some of them learn.")
     if stage.per_expert and "language_model" in (*full, *adapted):

@@ -37,6 +37,7 @@ from train.lora import add_lora
 from train.moved import TrainingFault
 from train.progress import ProgressReport
 from train.recipe import Recipe, load_recipe, parse_recipe
+from train.recompute import recompute_blocks
 from train.save import LOGS, save_run
 from train.sources import check_sources, find_origins, run_identity
 from train.stages import StageRun, stage_runs
@@ -108,10 +109,17 @@ def train(run: StageRun, redo: bool = False) -> Path:
         rates = run.rates(args.learning_rate)
         histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in origins}
         show(parts_table(run, model, rates, histories))
+        if needless := run.needless_checkpointing:
+            print(
+                f"{run.title}: checkpointing of {', '.join(needless)} is left out: frozen, and "
+                "nothing before it learns, so there are no activations to save"
+            )
         trainer = StageTrainer(
             rates,
             mark,
             muon=run.stage.muon,
+            weight_decays=run.of_learning_parts(run.stage.weight_decay),
+            layer_decays=run.of_learning_parts(run.stage.layer_decay),
             model=model,
             args=args,
             train_dataset=dataset,
@@ -211,6 +219,7 @@ def _open(run: StageRun, model: nn.Module) -> PeftModel | None:
     for part in set(run.parts) - set(run.trainable) - set(run.lora):
         for module in part_modules(model, part):
             module.to(getattr(torch, run.frozen_dtype))
+    recompute_blocks(model, run.checkpointing)
     return adapters
 
 

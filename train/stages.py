@@ -10,7 +10,7 @@ from typing import Any
 
 from eagle_moe.build import ModelSpec
 from eagle_moe.experts import resolve_expert
-from eagle_moe.parts import all_parts, by_part, resolve_parts
+from eagle_moe.parts import LANGUAGE_MODEL, all_parts, by_part, resolve_parts
 from eagle_moe.schema import nearest
 from train.recipe import Lora, Recipe, Stage
 
@@ -120,8 +120,27 @@ class StageRun:
 
     def rates(self, default: float) -> dict[str, float]:
         """Learning rate of each part that learns."""
-        rates = by_part(self.stage.lr, self.recipe.experts)
+        rates = self.of_learning_parts(self.stage.lr)
         return {part: rates.get(part, default) for part in (*self.trainable, *self.lora)}
+
+    def of_learning_parts(self, values: Mapping[str, float]) -> dict[str, float]:
+        """What a stage gives by part, of the parts that learn in this run."""
+        spread = by_part(values, self.recipe.experts)
+        learning = (*self.trainable, *self.lora)
+        return {part: spread[part] for part in learning if part in spread}
+
+    @property
+    def checkpointing(self) -> tuple[str, ...]:
+        """Parts whose blocks are recomputed: not `needless_checkpointing`."""
+        needless = self.needless_checkpointing
+        return tuple(part for part in self._mine(self.stage.checkpointing) if part not in needless)
+
+    @property
+    def needless_checkpointing(self) -> tuple[str, ...]:
+        """Frozen experts that the stage wants recomputed: as nothing before them learns, they keep
+        no activations. A frozen language model does, if what stands before it learns."""
+        idle = {*self.parts} - {*self.trainable, *self.lora, LANGUAGE_MODEL}
+        return tuple(part for part in self._mine(self.stage.checkpointing) if part in idle)
 
     def _mine(self, names: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
         chosen = resolve_parts(names, self.recipe.experts, f"stages.{self.name}")

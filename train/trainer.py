@@ -25,6 +25,8 @@ class StageTrainer(FiniteSteps, ResumePoints, Trainer):
     """Trains the parameters of `model` that require gradients.
 
     - `rates`: part -> learning rate.
+    - `weight_decays`: part -> weight decay; `args.weight_decay` for parts that are not in it.
+    - `layer_decays`: part -> factor per block; see `train.learning.parameter_groups`.
     - `mark`: what a resume point of this run is marked with; see `Complete`.
     - `muon`: optimise by `train.muon` instead of `args.optim`.
     - Other arguments as transformers' `Trainer` takes them.
@@ -35,10 +37,19 @@ class StageTrainer(FiniteSteps, ResumePoints, Trainer):
     optimizer: Any
 
     def __init__(
-        self, rates: Mapping[str, float], mark: Complete, muon: bool = False, **options: Any
+        self,
+        rates: Mapping[str, float],
+        mark: Complete,
+        muon: bool = False,
+        weight_decays: Mapping[str, float] | None = None,
+        layer_decays: Mapping[str, float] | None = None,
+        **options: Any,
     ) -> None:
         self.muon = muon
         self.rates = dict(rates)
+        self.weight_decays = dict.fromkeys(rates, options["args"].weight_decay)
+        self.weight_decays |= weight_decays or {}
+        self.layer_decays = dict(layer_decays or {})
         self.mark = mark
         self.moved = MovedCheck()
         self._frozen: list[nn.Module] | None = None
@@ -64,7 +75,9 @@ class StageTrainer(FiniteSteps, ResumePoints, Trainer):
                     "leaves no room for a learning rate per part. Choose another optimizer."
                 )
             decayed = self.get_decay_parameter_names(model)
-            groups = parameter_groups(model, self.rates, self.args.weight_decay, decayed)
+            groups = parameter_groups(
+                model, self.rates, self.weight_decays, decayed, self.layer_decays
+            )
             self.optimizer = cls(groups, **options)
         return self.optimizer
 
@@ -123,7 +136,8 @@ class StageTrainer(FiniteSteps, ResumePoints, Trainer):
         """Adds the learning rate of each part, and what happened to samples so far."""
         if "learning_rate" in logs and self.optimizer is not None:
             for group in self.optimizer.param_groups:
-                logs[f"learning_rate_{group['part']}"] = float(group["lr"])
+                name = f"learning_rate_{group['part']}"  # layer decay: that of its last block
+                logs[name] = max(float(group["lr"]), logs.get(name, 0.0))
         counts = getattr(self.train_dataset, "counts", None)
         if "loss" in logs and counts is not None:
             logs |= {f"samples_{name}": float(count) for name, count in counts().items()}

@@ -19,7 +19,7 @@ from pydantic import Field
 from eagle_moe.build import ModelSpec
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.experts import resolve_expert
-from eagle_moe.parts import CONNECTOR, EXPERTS, resolve_parts
+from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, resolve_parts
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
 from train.data import DataSpec
@@ -53,8 +53,11 @@ class Lora(Schema):
     r: int = Field(16, gt=0)
     alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | None = None
-    """Last names of linear layers, such as `q_proj`; default: all linear layers of the part."""
+    target_modules: list[str] | None = Field(None, min_length=1)
+    """Ends of names of linear layers of the part, such as `q_proj` or `mlp.*`; default: all of
+    them but the language model's head."""
+    quantize: Literal["nf4"] | None = None
+    """Keep the frozen weights below the adapters in 4 bit (QLoRA); of `language_model` only."""
     use_rslora: bool = False
     use_dora: bool = False
 
@@ -294,6 +297,11 @@ def _check_parts(stage: Stage, experts: Sequence[str], where: str) -> None:
     adapted = resolve_parts(stage.lora, experts, f"{where}: lora")
     if both := set(full) & set(adapted):
         raise ValueError(f"{where}: {sorted(both)} cannot be both in `trainable` and in `lora`.")
+    for name, lora in stage.lora.items():
+        if lora.quantize and name != LANGUAGE_MODEL:
+            raise ValueError(
+                f"{where}: lora.{name}: quantize is for `{LANGUAGE_MODEL}` alone. Leave it out."
+            )
     if not full and not adapted:
         raise ValueError(f"{where}: nothing learns. Name parts in `trainable` or `lora`.")
     for field in ("lr", "weight_decay", "layer_decay"):

@@ -36,6 +36,7 @@ from train.learning import open_parts
 from train.lora import add_lora
 from train.moved import TrainingFault
 from train.progress import ProgressReport
+from train.quantize import require_bitsandbytes
 from train.recipe import Recipe, load_recipe, parse_recipe
 from train.recompute import recompute_blocks
 from train.save import LOGS, save_run
@@ -161,6 +162,8 @@ def _check_start(recipe: Recipe, runs: Sequence[StageRun]) -> None:
     check_sources(runs)
     for run in runs:
         training_arguments(run)
+        if any(lora.quantize for lora in run.lora.values()):
+            require_bitsandbytes()
         for name in _data_names(run):
             spec = recipe.data[name]
             for path in filter(None, (spec.path, spec.image_root, spec.manifest)):
@@ -214,7 +217,8 @@ def _collator(
 def _open(run: StageRun, model: nn.Module) -> PeftModel | None:
     """Let learn what the stage says, and nothing else; the adapters, if there are any."""
     model.requires_grad_(False)
-    adapters = add_lora(model, run.lora)
+    mixed = bool(run.stage.args.get("bf16"))
+    adapters = add_lora(model, run.lora, torch.bfloat16 if mixed else getattr(torch, run.dtype))
     open_parts(model, run.trainable)
     for part in set(run.parts) - set(run.trainable) - set(run.lora):
         for module in part_modules(model, part):

@@ -106,6 +106,14 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def replace_json(path: Path, data: Any) -> None:
+    """As `write_json`, so that a reader sees the old content or the new one, and never a part."""
+    beside = path.with_name(f".{path.name}.writing")
+    write_json(beside, data)
+    _sync_one(beside)
+    beside.replace(path)
+
+
 def read_complete(folder: Path) -> Complete | None:
     """The mark of a complete checkpoint, None where there is none.
 
@@ -188,10 +196,14 @@ def save_expert(folder: Path, spec: Schema, tensors: Mapping[str, Tensor]) -> No
         raise
 
 
-def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes left half written in `folder`."""
-    for draft in folder.glob(".*.writing"):
-        shutil.rmtree(draft, ignore_errors=True)
+def remove_drafts(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left half written or half removed in `folder`, for `name`."""
+    for state in ("writing", "replaced", "retired"):
+        for draft in folder.glob(f".{name}.{state}"):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
 
 
 def _replace(draft: Path, target: Path) -> None:

@@ -69,9 +69,13 @@ class CurveWriter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop what a killed process wrote after the step from which this one continues."""
+        if not state.is_world_process_zero:
+            return
         rows = read_curve(self.path) if self.path.exists() else []
         kept = [row for row in rows if row["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        beside = self.path.with_name(f".{self.path.name}.writing")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        beside.replace(self.path)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from eagle_moe.experts import VisionExpert
 from eagle_moe.parts import tensor_hashes
 from train.data import Collator, ConversationDataset
-from train.data.records import Record
+from train.data.records import Picture, Record
+from train.data.shards import Member
 from train.jobs import progress
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ class MapFile:
         """Append maps (n,C,h,w). Raises `OSError` if the disk is full; what was there stays."""
         maps = maps.detach().contiguous().cpu()
         row_bytes = maps[0].numel() * maps.element_size()
-        shape = {"dtype": str(maps.dtype).removeprefix("torch."), "shape": list(maps.shape[1:])}
-        (self.folder / "shape.json").write_text(json.dumps(shape), encoding="utf-8")
+        if not self.rows:  # never over one that is in use: a kill would leave it empty
+            shape = {"dtype": str(maps.dtype).removeprefix("torch."), "shape": list(maps.shape[1:])}
+            (self.folder / "shape.json").write_text(json.dumps(shape), encoding="utf-8")
         lines = "".join(json.dumps(image) + "\n" for image in images).encode()
         # truncated to what is whole: a killed process may have left a part of a map or a line
         with (self.folder / "maps.bin").open("ab") as file:
@@ -164,23 +166,32 @@ class FeatureDataset(ConversationDataset):
 
     images: dict[Image, int]
 
-    def canvas(self, path: str, record: Record) -> Tensor:
+    def canvas(self, picture: Picture, record: Record) -> Tensor:
         """The canvas that the number stands for."""
-        return super().image_input(path, record)
+        return super().image_input(picture, record)
 
-    def image_input(self, path: str, record: Record) -> Tensor:
-        return torch.tensor(self.images[image_of(self.root / path)])
+    def image_input(self, picture: Picture, record: Record) -> Tensor:
+        return torch.tensor(self.images[image_of(self._file(picture))])
 
-    def image_sources(self) -> dict[Image, tuple[FeatureDataset, str, Record]]:
+    def image_sources(self) -> dict[Image, tuple[FeatureDataset, Picture, Record]]:
         """Every image of the data set, once, with what `canvas` takes to load it."""
-        found: dict[Image, tuple[FeatureDataset, str, Record]] = {}
+        found: dict[Image, tuple[FeatureDataset, Picture, Record]] = {}
         for index in range(len(self)):
             record = self.record(index)
-            for path in record.images:
-                if not (self.root / path).is_file():
-                    self.canvas(path, record)  # raises, and names the sample
-                found[image_of(self.root / path)] = (self, path, record)
+            for picture in record.images:
+                file = self._file(picture)
+                if not file.is_file():
+                    self.canvas(picture, record)  # raises, and names the sample
+                found[image_of(file)] = (self, picture, record)
         return found
+
+    def _file(self, picture: Picture) -> Path:
+        if isinstance(picture, Member):
+            raise ValueError(
+                f"{picture}: cache_features knows images by their files, and takes none from "
+                "shards. Leave it out, or use the data set as single files."
+            )
+        return self.root / picture
 
 
 class FeatureCollator(Collator):

@@ -7,14 +7,17 @@ optimizer, and statistics or weights of frozen parts that change all the same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import TrainerCallback
 
-from eagle_moe.parts import LANGUAGE_MODEL, model_tensors, part_of, split_by_part, tensor_hashes
+from eagle_moe.parts import LANGUAGE_MODEL, part_of, split_by_part, tensor_hashes
 from train.learning import learning_names
+
+if TYPE_CHECKING:
+    from train.engines import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,16 @@ class MovedCheck(TrainerCallback):
 
     Parts that look at images are judged by the first such step with an image in it. Raises
     `TrainingFault` that names tensors which moved but are frozen, tensors that learn but got no
-    gradient, and parts in which nothing moved.
+    gradient, and parts in which nothing moved. Of several processes each looks at what it holds,
+    and all of them come to the same verdict.
+
+    A process without an image gets gradients of zero in vision (`train.engines.imageless`), which
+    cannot be told from real ones once they are added up: what gets none is found for certain only
+    where every process had an image.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.start: dict[str, str] = {}
         """Hash of every tensor when training started."""
         self.has_image = False
@@ -47,33 +56,36 @@ class MovedCheck(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any
     ) -> None:
-        self.start = tensor_hashes(model_tensors(model))
-        self._pending = set(split_by_part(learning_names(model)))
+        self.start = tensor_hashes(self.engine.held(model))
+        more = state.global_step < state.max_steps  # else it was killed after its last step
+        self._pending = set(split_by_part(learning_names(model))) if more else set()
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **_: Any
     ) -> None:
         self._judged = set()
         if self._pending and any(group["lr"] > 0 for group in optimizer.param_groups):
-            self._judged = {p for p in self._pending if self.has_image or p == LANGUAGE_MODEL}
+            has_image = self.engine.any(self.has_image)
+            self._judged = {p for p in self._pending if has_image or p == LANGUAGE_MODEL}
         self.has_image = False
         if not self._judged:
             return
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = self.engine.optimized(optimizer)
         judged = {
             name: parameter
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and part_of(name) in self._judged
         }
         self._left_out = [name for name, value in judged.items() if id(value) not in held]
-        self._without_gradient = [name for name, value in judged.items() if value.grad is None]
+        self._without_gradient = [
+            name for name, value in judged.items() if not self.engine.has_gradient(value)
+        ]
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any
     ) -> None:
         if self._judged:
-            now = tensor_hashes(model_tensors(model))
-            self._judge({name for name, value in now.items() if value != self.start[name]}, model)
+            self._judge(self._moved(model), model)
             self._pending -= self._judged
             self._judged = set()
 
@@ -86,14 +98,14 @@ class MovedCheck(TrainerCallback):
 
     def check_frozen(self, model: nn.Module) -> None:
         """Raise `TrainingFault` if a frozen part is not, to the bit, what it was at the start."""
-        now, learning = tensor_hashes(model_tensors(model)), learning_names(model)
-        open_parts = set(split_by_part(learning))
-        if strays := [
-            name
-            for name, value in now.items()
-            if part_of(name) not in open_parts and value != self.start[name]
-        ]:
+        open_parts = set(split_by_part(learning_names(model)))
+        if strays := [name for name in self._moved(model) if part_of(name) not in open_parts]:
             raise TrainingFault(f"frozen, but moved during the run: {_named(strays)}")
+
+    def _moved(self, model: nn.Module) -> set[str]:
+        """Tensors that are not what they were at the start, in any process."""
+        now = tensor_hashes(self.engine.held(model))
+        return self.engine.union(name for name, value in now.items() if value != self.start[name])
 
     def _judge(self, moved: set[str], model: nn.Module) -> None:
         learning = learning_names(model)
@@ -107,10 +119,10 @@ class MovedCheck(TrainerCallback):
             if name in parameters or part_of(name) not in open_parts
         ]:
             faults.append(f"frozen, but moved: {_named(strays)}")
-        if self._left_out:
-            faults.append(f"trainable, but not in the optimizer: {_named(self._left_out)}")
-        if self._without_gradient:
-            faults.append(f"trainable, but got no gradient: {_named(self._without_gradient)}")
+        if left_out := self.engine.union(self._left_out):
+            faults.append(f"trainable, but not in the optimizer: {_named(left_out)}")
+        if without_gradient := self.engine.union(self._without_gradient):
+            faults.append(f"trainable, but got no gradient: {_named(without_gradient)}")
         for part in sorted(self._judged):
             if not any(part_of(name) == part for name in moved & learning):
                 faults.append(
@@ -121,7 +133,7 @@ class MovedCheck(TrainerCallback):
             raise TrainingFault("After the first step:\n" + "\n".join(faults))
 
 
-def _named(names: list[str]) -> str:
-    names = sorted(names)
+def _named(given: Iterable[str]) -> str:
+    names = sorted(given)
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(names[:10]) + more

@@ -43,6 +43,10 @@ SET_BY_THE_RUN = {
     "gradient_checkpointing_kwargs": "`checkpointing` of the stage",
     "logging_nan_inf_filter": "the trainer: a loss that is not finite stops the run",
     "resume_from_checkpoint": "the run: it continues by itself",
+    "restore_callback_states_from_checkpoint": "the run: it continues by itself",
+    "ignore_data_skip": "the run: it continues with the samples that it has not seen",
+    "save_only_model": "the run: a resume point holds all that it takes to continue",
+    "enable_jit_checkpoint": "the run: it saves when it is asked to stop",
 }
 """Training arguments that a stage cannot give, and what decides them."""
 
@@ -114,6 +118,8 @@ class Stage(Schema):
     max_unsupervised: float = Field(0.01, ge=0, le=1)
     """Share of samples without a token to learn from above which the run refuses to start."""
     eval: Evaluation | None = None
+    save_minutes: float | None = Field(None, gt=0)
+    """Minutes after which a resume point is saved, beside every `args.save_steps` steps."""
     cache_features: bool = False
     """Compute the experts' maps once per image and keep them on disk; needs frozen experts."""
     dtype: Dtype | None = None

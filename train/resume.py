@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from eagle_moe.checkpoint import Complete, write_checkpoint
 from eagle_moe.parts import model_tensors, part_of
 from train.learning import learning_names, learning_parts
+from train.workspace import retire_points
 
 LEARNING = "learning.safetensors"
 """In a resume point: the tensors that the run changes. The rest is loaded as at its start."""
@@ -33,11 +33,9 @@ class ResumePoints(Trainer):
             super()._save_checkpoint(model, trial)
             self._name_best(target)
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=self.args.output_dir,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            best = self.state.best_model_checkpoint
+            keep = {target, *([Path(best)] if best else [])}
+            retire_points(Path(self.args.output_dir), self.args.save_total_limit, keep)
 
     @contextlib.contextmanager
     def _draft(self, target: Path) -> Iterator[None]:

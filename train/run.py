@@ -5,6 +5,8 @@
 
 A finished stage is skipped and an interrupted one continues where it was. Stages one by one give
 the same weights as all at once: each starts from the checkpoint that an earlier one has written.
+Exit status: 0 done, 2 an error that the message explains, 75 stopped by a signal and to be gone on
+with by the same command.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ from train.quantize import require_bitsandbytes
 from train.recipe import Recipe, load_recipe, parse_recipe
 from train.recompute import recompute_blocks
 from train.save import LOGS, save_run
+from train.signals import STOP_CODE, Interrupted, SaveAndStop, StopSignals, is_first_process
 from train.sources import check_sources, find_origins, run_identity
 from train.stages import StageRun, stage_runs
 from train.table import parts_table, show, stages_table
+from train.tensorboard import TensorBoardLog
 from train.trainer import StageTrainer
 from train.weights import load_model, origin_history
 from train.workspace import is_finished, locked, mark_of, open_workspace, remove_workspace
@@ -60,14 +64,14 @@ def run_recipe(
     """Run all stages of a recipe in order, or `stage`; returns the folder of the last one.
 
     `redo`: replace results that were made with other settings instead of refusing to.
-    Raises `ValueError` or `FileNotFoundError` for what a person can mend, before weights are read.
+    Raises `ValueError` or `FileNotFoundError` for what a person can mend, before weights are read,
+    and `Interrupted`, a `SystemExit`, after a signal that asks to stop.
     """
     recipe = _resolve(recipe, overrides)
     names = [stage] if stage else list(recipe.stages)
     runs = [run for name in names for run in stage_runs(recipe, name)]
     _check_start(recipe, runs)
-    for run in runs:
-        train(run, redo)
+    _train_all(runs, redo)
     return Path(recipe.output_dir, names[-1])
 
 
@@ -85,12 +89,19 @@ def run_stage(
     recipe = _resolve(recipe, overrides)
     runs = stage_runs(recipe, stage, expert)
     _check_start(recipe, runs)
-    for run in runs:
-        train(run, redo)
+    _train_all(runs, redo)
     return runs[0].folder if expert else Path(recipe.output_dir, stage)
 
 
-def train(run: StageRun, redo: bool = False) -> Path:
+def _train_all(runs: Sequence[StageRun], redo: bool) -> None:
+    with StopSignals().listening() as signals:
+        for run in runs:
+            if signals.agreed():
+                signals.stop(f"{run.title}: not begun")
+            train(run, signals, redo)
+
+
+def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
     """One training run, from the checkpoints that it starts from to the one that it ends in."""
     args = training_arguments(run)
     origins = find_origins(run)
@@ -101,8 +112,10 @@ def train(run: StageRun, redo: bool = False) -> Path:
             print(f"{run.title}: finished before, in {run.folder}")
         return run.folder
     with _in_charge(run, args):
-        with args.main_process_first():
+        with args.main_process_first(local=False):
             point = open_workspace(run, mark, redo)
+        if point:
+            print(f"{run.title}: continues from {point}")
         processor, config = _build(run)
         dataset, held_out = _data(run, processor)
         model = load_model(run, config, origins)
@@ -129,12 +142,16 @@ def train(run: StageRun, redo: bool = False) -> Path:
             data_collator=_collator(run, processor, model, dataset, held_out),
             processing_class=processor,
         )
-        with _watched(trainer, run):
-            trainer.train(resume_from_checkpoint=str(point) if point else None)
-        save_run(run, mark, trainer, processor, adapters, origins)
-        if args.process_index == 0:
-            remove_workspace(run)
-        trainer.accelerator.wait_for_everyone()  # the next run starts from what was just saved
+        with signals.held(run.title):
+            with _watched(trainer, run):
+                # the last one, which knows what the others have asked for
+                stop = SaveAndStop(trainer, run.title, signals, run.stage.save_minutes)
+                trainer.add_callback(stop)
+                trainer.train(resume_from_checkpoint=str(point) if point else None)
+            save_run(run, mark, trainer, processor, adapters, origins)
+            if args.process_index == 0:
+                remove_workspace(run)
+            trainer.accelerator.wait_for_everyone()  # the next run starts from what was just saved
         print(f"{run.title}: done, in {run.folder}")
     return run.folder
 
@@ -234,9 +251,8 @@ def _watched(trainer: StageTrainer, run: StageRun) -> Iterator[None]:
     trainer.add_callback(report)
     if isinstance(trainer.compute_metrics, SkillMetric):
         trainer.add_callback(CurveWriter(run.workspace / CURVE, trainer.compute_metrics))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(run.workspace / LOGS)
+    if trainer.pop_callback(TensorBoardCallback):
+        trainer.add_callback(TensorBoardLog(run.workspace / LOGS))
     try:
         yield
     finally:
@@ -267,6 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = parser.parse_intermixed_args(arguments)
     try:
         return _main(told)
+    except Interrupted as stopped:
+        if is_first_process():
+            print(stopped.message, file=sys.stderr)
+        return STOP_CODE
     except (ValueError, OSError, DirectoryBusy, TrainingFault) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -285,8 +305,7 @@ def _main(told: argparse.Namespace) -> int:
     if told.dry_run:
         _dry_run(runs)
         return 0
-    for run in runs:
-        train(run, told.redo)
+    _train_all(runs, told.redo)
     return 0
 
 

@@ -188,7 +188,14 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
     recipe, stage = run.recipe, run.stage
     told = stage.model_dump(
         mode="json",
-        exclude={"dtype", "frozen_dtype", "eval", "max_unsupervised", "checkpointing"},
+        exclude={
+            "dtype",
+            "frozen_dtype",
+            "eval",
+            "max_unsupervised",
+            "checkpointing",
+            "save_minutes",
+        },
     )
     told["args"] = {k: v for k, v in told["args"].items() if k not in WITHOUT_EFFECT}
     told["init_from"] = None  # what it leads to counts, not what it is called

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 
 from eagle_moe.checkpoint import Complete
+from train.continuing import Continuing
 from train.curve import score_batch
 from train.health import FiniteSteps
 from train.learning import frozen_modules, parameter_groups
@@ -21,7 +22,7 @@ from train.muon import MuonWithAdamW
 from train.resume import ResumePoints
 
 
-class StageTrainer(FiniteSteps, ResumePoints, Trainer):
+class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
     """Trains the parameters of `model` that require gradients.
 
     - `rates`: part -> learning rate.

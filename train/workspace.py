@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eagle_moe.checkpoint import Complete, read_complete, remove_drafts, write_json
+from eagle_moe.checkpoint import Complete, read_complete, remove_drafts, replace_json
 from train.jobs.directory import Lock
 from train.stages import StageRun
 
@@ -49,26 +50,32 @@ def is_finished(run: StageRun, mark: Complete, redo: bool) -> bool:
 def open_workspace(run: StageRun, mark: Complete, redo: bool) -> Path | None:
     """Make the run's workspace ready; the resume point to continue from, if there is one.
 
-    Raises `ValueError` if an unfinished run with other settings lives there, unless it may be
-    discarded.
+    Raises `ValueError` that names what differs if an unfinished run with other settings lives
+    there, or a resume point of another run was put there, unless it may be discarded.
     """
     point = last_point(run.workspace)
     path = run.workspace / IDENTITY
-    if path.is_file():
-        began = json.loads(path.read_text(encoding="utf-8"))
-        if began != mark.identity:
-            if point is not None and not redo:
-                raise ValueError(
-                    f"{run.workspace}: an unfinished run with other settings or inputs is there:\n"
-                    f"{differences(began, mark.identity)}\n"
-                    "Choose another `output_dir`, remove the folder, or pass --redo to discard it."
-                )
-            clear(run.workspace)
-            point = None
+    began = _read_identity(path)
+    if point is not None and (complete := read_complete(point)) is not None:
+        began = complete.identity  # of the point that would be used, whoever has put it there
+    if began not in (None, mark.identity):
+        if point is not None and not redo:
+            raise ValueError(
+                f"{point}: an unfinished run with other settings or inputs is there:\n"
+                f"{differences(began, mark.identity)}\n"
+                "Choose another `output_dir`, remove the folder, or pass --redo to discard it."
+            )
+        clear(run.workspace)
+        point = None
     run.workspace.mkdir(parents=True, exist_ok=True)
     remove_drafts(run.workspace)
-    write_json(path, mark.identity)
+    if _read_identity(path) != mark.identity:  # so that of several processes only one writes
+        replace_json(path, mark.identity)
     return point
+
+
+def _read_identity(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def clear(workspace: Path) -> None:
@@ -91,7 +98,8 @@ def locked(run: StageRun) -> Iterator[None]:
 
 
 def remove_workspace(run: StageRun) -> None:
-    """Remove a run's workspace, and the folders above it that this leaves empty."""
+    """Remove a finished run's workspace, and the folders above it that this leaves empty."""
+    remove_drafts(run.folder.parent, run.folder.name)
     shutil.rmtree(run.workspace, ignore_errors=True)
     for folder in run.workspace.parents:
         if folder == Path(run.recipe.output_dir) or not folder.exists() or any(folder.iterdir()):
@@ -100,15 +108,50 @@ def remove_workspace(run: StageRun) -> None:
 
 
 def last_point(workspace: Path) -> Path | None:
-    """The latest complete resume point; damaged ones are named in the log and passed over."""
-    points = sorted(workspace.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    for point in reversed(points):
-        try:
-            if read_complete(point) is not None:
-                return point
-        except ValueError as error:
-            logger.warning("%s", error)
+    """The latest complete resume point; later ones that are not are named in the log."""
+    for point in reversed(_points(workspace)):
+        if (fault := _fault(point)) is None:
+            return point
+        logger.warning("passed over %s", fault)
     return None
+
+
+def retire_points(workspace: Path, limit: int | None, keep: Collection[Path]) -> None:
+    """Remove old resume points: beside those in `keep`, the last `limit` complete ones stay.
+
+    A damaged one counts for nothing; it goes when a later one is complete. Without a limit above 0
+    all stay.
+    """
+    if limit is None or limit <= 0:
+        return
+    points = _points(workspace)
+    whole = [point for point in points if _fault(point) is None]
+    last = points.index(whole[-1]) if whole else 0
+    stay = {*whole[-limit:], *keep}
+    for point in points[:last]:
+        if point not in stay:
+            # Under another name first: one that is half removed must not look like a damaged one.
+            retired = point.with_name(f".{point.name}.retired")
+            point.rename(retired)
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def _points(workspace: Path) -> list[Path]:
+    """Folders called as resume points are, by step."""
+    steps = {
+        path: int(match[1])
+        for path in workspace.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    }
+    return sorted(steps, key=lambda path: steps[path])
+
+
+def _fault(point: Path) -> str | None:
+    """Why it is no complete resume point."""
+    try:
+        return None if read_complete(point) else f"{point}: it was not written to its end."
+    except (ValueError, OSError) as error:
+        return str(error)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 8) -> str:

@@ -58,7 +58,7 @@ def work(task: Task) -> None:
     global _channel
     started = time.monotonic()  # here, because the first process waits for the forkserver's imports
     os.setsid()  # Ctrl-C in a terminal reaches the runner alone, which ends the jobs in order
-    _end_with_parent()
+    _end_with_runner()
     _write_to(task.out / LOG)
     _limit_threads(task.threads)
     _channel = task.channel
@@ -69,7 +69,13 @@ def work(task: Task) -> None:
     write_record(task.out, Record(task.fingerprint, "finished", seconds))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends; on Linux, else nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_with_runner() -> None:
     """Make sure that neither this process nor its children outlive the runner, even on SIGKILL."""
     parent = parent_process()
     assert parent is not None
@@ -79,10 +85,9 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="runner-watch", daemon=True).start()
-    if sys.platform == "linux":
-        # The parent in the kernel's sense is the forkserver. Without it the runner cannot learn
-        # how this process ends and would take it for failed while it still writes.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent in the kernel's sense is the forkserver. Without it the runner cannot learn how
+    # this process ends and would take it for failed while it still writes.
+    end_with_parent()
 
 
 def _write_to(log: Path) -> None:

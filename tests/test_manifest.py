@@ -38,10 +38,10 @@ def test_round_trip(data, tmp_path):
 def test_a_file_is_known_by_its_content(data, tmp_path):
     moved = tmp_path / "moved.jsonl"
     moved.write_bytes(data.read_bytes())
-    assert manifest_of(data).report_on(moved, "m.json").records == 7
+    assert manifest_of(data).report_on(fingerprint_of(moved), str(moved), "m.json").records == 7
     moved.write_text("{} \n")
     with pytest.raises(ValueError, match=r"m\.json: it does not describe .*moved\.jsonl as it is"):
-        manifest_of(data).report_on(moved, "m.json")
+        manifest_of(data).report_on(fingerprint_of(moved), str(moved), "m.json")
 
 
 def test_what_is_no_manifest_is_refused(data, tmp_path):

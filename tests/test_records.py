@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from train.data.records import RecordFile, parse_record
+from train.data.records import parse_record
+from train.data.source import RecordSource
 
 IMAGE = {"type": "image"}
 
@@ -148,7 +149,7 @@ def test_json_and_jsonl_read_alike(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(raws), encoding="utf-8")
     lines = [json.dumps(raw, ensure_ascii=False) for raw in raws]
     (tmp_path / "a.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
-    whole, lazy = RecordFile(tmp_path / "a.json"), RecordFile(tmp_path / "a.jsonl")
+    whole, lazy = RecordSource(tmp_path / "a.json"), RecordSource(tmp_path / "a.jsonl")
     assert len(whole) == len(lazy) == 5
     strip = [(record.id, record.messages, record.extra) for record in whole]
     assert strip == [(record.id, record.messages, record.extra) for record in lazy]
@@ -169,13 +170,13 @@ def test_json_and_jsonl_read_alike(tmp_path):
 def test_unreadable_files(tmp_path, name, content, message):
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        RecordFile(tmp_path / name)
+        RecordSource(tmp_path / name)
 
 
 def test_a_broken_line_is_named(tmp_path):
     good = json.dumps(llava("q", "a"))
     (tmp_path / "a.jsonl").write_text(f"{good}\n{good[:-5]}\n", encoding="utf-8")
-    records = RecordFile(tmp_path / "a.jsonl")
+    records = RecordSource(tmp_path / "a.jsonl")
     assert records[0].id == "a"
     with pytest.raises(ValueError, match=r"a\.jsonl: record 1: not valid JSON"):
         records[1]
@@ -183,4 +184,4 @@ def test_a_broken_line_is_named(tmp_path):
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
-        RecordFile(tmp_path / "nothing.json")
+        RecordSource(tmp_path / "nothing.json")

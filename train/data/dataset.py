@@ -1,4 +1,4 @@
-"""Records on disk -> training samples: token ids, labels, canvases. Mixtures of several sources.
+"""Records on disk -> training samples: token ids, labels, canvases.
 
 Nothing is substituted: a picture that cannot be read stops the run and is named, or its sample was
 left out before step 1 because the doctor's manifest names it and `on_bad_image: skip` says so.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,21 +21,27 @@ from torch.utils.data import Dataset
 from eagle_moe.canvas import load_image, to_canvas
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema
+from train.data.index import identity
 from train.data.labels import Encoded, Encoder, LabelRule
 from train.data.manifest import Manifest
-from train.data.records import MissingPlaceholder, Record, RecordFile
+from train.data.measure import Lengths, count_images, lengths_name, measure
+from train.data.records import MissingPlaceholder, Picture, Record
+from train.data.shards import Member
+from train.data.source import RecordSource, data_files
 
 if TYPE_CHECKING:
     from eagle_moe.processor import EagleMixProcessor
 
 _SEEN, _CUT, _UNSUPERVISED = 1, 2, 4
 _FLAGS = {"seen": _SEEN, "cut": _CUT, "unsupervised": _UNSUPERVISED}
+_COMBINATIONS = np.arange(8)
 
 
 class DataSpec(Schema):
     """One source of a stage's data.
 
-    - `path`: a .json or .jsonl file in LLaVA or `messages` style.
+    - `path`: a .json or .jsonl file in LLaVA or `messages` style; or a folder, pattern or name of
+      WebDataset shards (`train.data.shards`), which hold their pictures.
     - `image_root`: folder that image paths are relative to; by default that of the file.
     - `limit`: use only that many records, chosen at random once and for all.
     - `weight`: how often a record is seen per epoch; 0.5 is a fixed random half of them.
@@ -64,6 +71,13 @@ class DataSpec(Schema):
         """Folder that image paths are relative to."""
         return Path(self.image_root) if self.image_root is not None else Path(self.path).parent
 
+    def check_files(self) -> None:
+        """Raises `FileNotFoundError` or `ValueError` if what this names is not there."""
+        data_files(self.path)
+        for path in filter(None, (self.image_root, self.manifest)):
+            if not Path(path).exists():
+                raise FileNotFoundError(f"no such file: {path}.")
+
 
 class ConversationDataset(Dataset[dict[str, Any]]):
     """Map-style dataset over one source.
@@ -83,23 +97,23 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self.root = spec.root
         template = read_template(spec.template) if spec.template is not None else None
         self.encoder = Encoder(processor, max_length, template, spec.labels)
-        self.records = RecordFile(spec.path, spec.missing_placeholder)
-        kept = np.arange(len(self.records))
-        self.skipped = _skipped(spec)
-        kept = np.setdiff1d(kept, np.asarray(self.skipped, dtype=np.int64))
-        if spec.limit is not None and spec.limit < len(kept):
-            kept = kept[choose(len(kept), spec.limit)]
-        if len(kept) == 0:
-            raise ValueError(f"{spec.path}: no sample is left; the manifest names all as bad.")
-        self._kept: NDArray[np.int64] = kept
-        self._flags = torch.zeros(len(kept), dtype=torch.uint8).share_memory_()
+        self.records = RecordSource(spec.path, spec.missing_placeholder)
+        self.skipped = _skipped(spec, self.records)
+        self._kept = _kept(len(self.records), self.skipped, spec)
+        count = len(self.records) if self._kept is None else len(self._kept)
+        # one byte per sample, shared by the processes that load
+        self._flags = torch.zeros(count, dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._flags)
+
+    def record_number(self, index: int) -> int:
+        """Where sample `index` stands in the source."""
+        return index if self._kept is None else int(self._kept[index])
 
     def record(self, index: int) -> Record:
         """The conversation behind sample `index`, without its pictures under `images: drop`."""
-        record = self.records[int(self._kept[index])]
+        record = self.records[self.record_number(index)]
         return record.without_images() if self.spec.images == "drop" else record
 
     def encode(self, index: int) -> Encoded:
@@ -112,13 +126,38 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self._flags[index] = flags | (_UNSUPERVISED if encoded.supervised == 0 else 0)
         return encoded
 
-    def check_records(self) -> None:
-        """Raises `ValueError` if a record is malformed or its image tokens exceed the limit.
-
-        Parses every record (tens of microseconds each), so that none stops the run later.
+    def check_records(self) -> int:
+        """Raises `ValueError` if a record is malformed or its image tokens exceed the limit, so
+        that none stops the run later. Returns how many had to be parsed for it: what was found out
+        about a record is kept in the index of its file.
         """
-        for index in range(len(self)):
-            self.encoder.check_fits(self.record(index))
+        numbers = self._numbers()
+        images, parsed = count_images(self.records, numbers)
+        limit = self.encoder.max_length
+        if limit is not None and self.spec.images == "keep":
+            for index in np.flatnonzero(images[numbers] * self.encoder.num_image_tokens > limit):
+                self.encoder.check_fits(self.record(int(index)))
+        return parsed
+
+    def lengths(self) -> Lengths:
+        """How long the samples are, in the order of their indices. Encodes, in parallel and with a
+        progress bar, those whose length is not in the index of their file yet.
+
+        Raises `ValueError` for a record that cannot be encoded.
+        """
+        blind = self.spec.images == "drop"
+        return measure(self.records, self.encoder, blind, self._numbers())[0]
+
+    @property
+    def identity(self) -> str:
+        """A short name for the lengths of all samples: of the data and what is made of it."""
+        blind = self.spec.images == "drop"
+        kept = None if self._kept is None else self._kept.tolist()
+        column = lengths_name(self.records, self.encoder, blind)
+        return identity(self.records.content, column, kept)
+
+    def _numbers(self) -> NDArray[np.int64]:
+        return np.arange(len(self)) if self._kept is None else self._kept
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.record(index)
@@ -126,18 +165,18 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {
             "input_ids": torch.from_numpy(encoded.input_ids),
             "labels": torch.from_numpy(encoded.labels),
-            "pixel_values": [self.image_input(path, record) for path in record.images],
+            "pixel_values": [self.image_input(picture, record) for picture in record.images],
             "id": record.id,
         }
         if "skill" in record.extra:
             sample["skill"] = record.extra["skill"]
         return sample
 
-    def image_input(self, path: str, record: Record) -> Tensor:
-        """What stands for the picture at `path` in a sample: its canvas, (3,S,S) uint8."""
+    def image_input(self, picture: Picture, record: Record) -> Tensor:
+        """What stands for a picture of `record` in a sample: its canvas, (3,S,S) uint8."""
         settings = self.image_processor
         try:
-            image = load_image(self.root / path)
+            image = load_picture(picture, self.root)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{record.where}: {error} To leave such samples out, and count them, write a "
@@ -150,8 +189,8 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
         Exact over all loader workers of this process, whatever the number of epochs.
         """
-        flags = self._flags.numpy()
-        counts = {name: int(np.count_nonzero(flags & bit)) for name, bit in _FLAGS.items()}
+        found = np.bincount(self._flags.numpy(), minlength=len(_COMBINATIONS))
+        counts = {name: int(found[_COMBINATIONS & bit > 0].sum()) for name, bit in _FLAGS.items()}
         return {"records": len(self), "skipped": len(self.skipped), **counts}
 
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
@@ -168,7 +207,32 @@ def choose(count: int, number: int, seed: int | Sequence[int] = 0) -> NDArray[np
     return np.sort(np.random.default_rng(seed).permutation(count)[:number])
 
 
-def _skipped(spec: DataSpec) -> list[int]:
+def load_picture(picture: Picture, root: Path) -> Image.Image:
+    """The upright RGB image of a record's picture; `root`: what its path is relative to.
+
+    Raises `ValueError` that names it if it cannot be used.
+    """
+    if not isinstance(picture, Member):
+        return load_image(root / picture)
+    try:
+        return load_image(picture.read())
+    except ValueError as error:
+        raise ValueError(f"{picture}: {str(error).removeprefix('image: ')}") from None
+
+
+def _kept(count: int, skipped: Sequence[int], spec: DataSpec) -> NDArray[np.int64] | None:
+    """Records in use, or None: all of them, which costs no memory."""
+    if not skipped and (spec.limit is None or spec.limit >= count):
+        return None
+    kept = np.setdiff1d(np.arange(count), np.asarray(skipped, dtype=np.int64))
+    if spec.limit is not None and spec.limit < len(kept):
+        kept = kept[choose(len(kept), spec.limit)]
+    if len(kept) == 0:
+        raise ValueError(f"{spec.path}: no sample is left; the manifest names all as bad.")
+    return kept
+
+
+def _skipped(spec: DataSpec, records: RecordSource) -> list[int]:
     """Record numbers that the manifest says have a bad picture, if the policy is to skip them."""
     if spec.images == "drop":
         return []
@@ -179,7 +243,7 @@ def _skipped(spec: DataSpec) -> list[int]:
                 f"pictures. Write it with `python -m train.data.doctor {spec.path} --out FILE`."
             )
         return []
-    report = Manifest.load(spec.manifest).report_on(Path(spec.path), spec.manifest)
+    report = Manifest.load(spec.manifest).report_on(records.content, spec.path, spec.manifest)
     bad = [sample for sample in report.bad if sample.fault == "image"]
     if bad and spec.on_bad_image == "fail":
         raise ValueError(

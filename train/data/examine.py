@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from eagle_moe.canvas import load_image
-from train.data.dataset import DataSpec
+from train.data.dataset import DataSpec, load_picture
 from train.data.labels import Encoder
 from train.data.manifest import BadSample, Fault
-from train.data.records import Record, RecordFile
+from train.data.records import Picture, Record
+from train.data.source import RecordSource
 
 BATCH = 32
 """Samples per message from a worker: a trade between their number and a smooth progress bar."""
@@ -52,7 +52,7 @@ class Examiner(Dataset[Finding]):
     def __init__(self, spec: DataSpec, encoder: Encoder | None) -> None:
         self.spec = spec
         self.encoder = encoder
-        self.records = RecordFile(spec.path, spec.missing_placeholder)
+        self.records = RecordSource(spec.path, spec.missing_placeholder)
         _look_at.cache_clear()  # pictures may have changed since the last examination
 
     def __len__(self) -> int:
@@ -90,8 +90,8 @@ class Examiner(Dataset[Finding]):
         )
 
     def _open_images(self, record: Record, finding: Finding) -> None:
-        for path in record.images:
-            look = _look_at(self.spec.root / path)
+        for picture in record.images:
+            look = _look_at(picture, self.spec.root)
             if isinstance(look, str):
                 finding.faults.append(("image", f"{record.where}: {look}"))
             else:
@@ -123,10 +123,10 @@ class Examiner(Dataset[Finding]):
 
 
 @lru_cache(maxsize=4096)  # neighbouring records often ask about the same picture
-def _look_at(path: Path) -> tuple[int, int] | str:
+def _look_at(picture: Picture, root: Path) -> tuple[int, int] | str:
     """(hash of the pixels, longer side) of a picture, or why it cannot be used."""
     try:
-        image = load_image(path)
+        image = load_picture(picture, root)
     except (OSError, ValueError) as error:
         return str(error)
     return _hash(repr(image.size).encode() + image.tobytes()), max(image.size)
@@ -140,7 +140,7 @@ def _hash(content: bytes) -> int:
 class Examination:
     """All findings on one source, as columns with one entry per record."""
 
-    def __init__(self, spec: DataSpec, records: RecordFile) -> None:
+    def __init__(self, spec: DataSpec, records: RecordSource) -> None:
         count = len(records)
         self.spec = spec
         self.records = records

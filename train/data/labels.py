@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from train.data.index import identity
 from train.data.records import Record
 from train.data.release_labels import ReleaseLabels
 
@@ -87,6 +88,20 @@ class Encoder:
             )
         self.release_labels = (
             ReleaseLabels(self.tokenizer, chosen, max_length) if labels == "release" else None
+        )
+
+    @property
+    def identity(self) -> str:
+        """A short name for all that decides what this makes of a record, but the code."""
+        tokenizer = self.tokenizer
+        return identity(
+            tokenizer.backend_tokenizer.to_str(),
+            tokenizer.special_tokens_map,
+            self.template,
+            self.num_image_tokens,
+            self.max_length,
+            self.release_labels is not None and tokenizer.init_kwargs.get("legacy"),
+            self.release_labels is not None,
         )
 
     def __call__(self, record: Record) -> Encoded:

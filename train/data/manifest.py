@@ -79,11 +79,13 @@ class Manifest(Schema):
         beside.write_text(json.dumps(self.dump(), indent=1, ensure_ascii=False), encoding="utf-8")
         beside.replace(path)
 
-    def report_on(self, data: Path, source: str) -> FileReport:
-        """The report on a file with the content of `data`; `source` names this manifest."""
-        fingerprint = fingerprint_of(data)
+    def report_on(self, content: str, data: str, source: str) -> FileReport:
+        """The report on data with this `content` (`RecordSource.content`).
+
+        `data` and `source` name the data and this manifest in the `ValueError` if there is none.
+        """
         for report in self.files:
-            if report.fingerprint == fingerprint:
+            if report.fingerprint == content:
                 return report
         examined = ", ".join(report.path for report in self.files)
         raise ValueError(

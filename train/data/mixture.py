@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from train.data.dataset import ConversationDataset, DataSpec, choose
+from train.data.index import identity
 from train.data.labels import Encoded
+from train.data.measure import Lengths
 
 if TYPE_CHECKING:
     from eagle_moe.processor import EagleMixProcessor
@@ -26,35 +29,73 @@ class MixtureDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, parts: Sequence[ConversationDataset], seed: int = 0) -> None:
         self.parts = list(parts)
-        sources, indices = [], []
+        self.seed = seed
+        self._times, self._extra = [], []
         for number, part in enumerate(self.parts):
             # a stream per part: adding a source must not change what is drawn from the others
-            chosen = _draw(len(part), part.spec.weight, [seed, number])
-            if len(chosen) == 0:
+            times, extra = _draw(len(part), part.spec.weight, [seed, number])
+            if not times and not len(extra):
                 raise ValueError(
                     f"{part.spec.path}: weight = {part.spec.weight} of {len(part)} records is "
                     "less than one sample. Raise the weight or leave the source out."
                 )
-            sources.append(np.full(len(chosen), number, dtype=np.int32))
-            indices.append(chosen)
-        self._sources: NDArray[np.int32] = np.concatenate(sources)
-        self._indices: NDArray[np.int64] = np.concatenate(indices)
+            self._times.append(times)
+            self._extra.append(extra)
+        sizes = [
+            times * len(part) + len(extra)
+            for times, part, extra in zip(self._times, self.parts, self._extra, strict=True)
+        ]
+        self._ends = np.cumsum(sizes)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """See `ConversationDataset`."""
-        return self.parts[self._sources[index]][int(self._indices[index])]
+        part, place = self._find(index)
+        return part[place]
+
+    def _find(self, index: int) -> tuple[ConversationDataset, int]:
+        """The source of sample `index`, and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part, times = self.parts[number], self._times[number]
+        place = index - (int(self._ends[number - 1]) if number else 0)
+        if place < times * len(part):
+            return part, place % len(part)
+        return part, int(self._extra[number][place - times * len(part)])
+
+    @property
+    def identity(self) -> str:
+        """A short name for the lengths of all samples, in order."""
+        parts = [(part.identity, part.spec.weight) for part in self.parts]
+        return identity(parts, self.seed)
+
+    def lengths(self) -> Lengths:
+        """How long the samples are, in order; see `ConversationDataset.lengths`."""
+        columns: list[list[NDArray[np.int32]]] = [[] for _ in fields(Lengths)]
+        for part, times, extra in zip(self.parts, self._times, self._extra, strict=True):
+            found = part.lengths()
+            for place, field in zip(columns, fields(Lengths), strict=True):
+                values = getattr(found, field.name)
+                place += [values] * times + [values[extra]]
+        return Lengths(*map(np.concatenate, columns))
 
     def encode(self, index: int) -> Encoded:
         """Ids and labels of sample `index`; opens no picture."""
-        return self.parts[self._sources[index]].encode(int(self._indices[index]))
+        part, place = self._find(index)
+        return part.encode(place)
 
-    def check_records(self) -> None:
-        """Raises `ValueError` if a record of any part could not be trained on."""
-        for part in self.parts:
-            part.check_records()
+    def sample_id(self, index: int) -> str:
+        """The id of sample `index`."""
+        part, place = self._find(index)
+        return part.record(place).id
+
+    def check_records(self) -> int:
+        """Raises `ValueError` if a record of any part could not be trained on; returns how many
+        had to be parsed for it."""
+        return sum(part.check_records() for part in self.parts)
 
     def counts(self) -> dict[str, int]:
         """`ConversationDataset.counts` summed over the parts."""
@@ -85,8 +126,7 @@ def build_dataset(
     )
 
 
-def _draw(count: int, weight: float, seed: Sequence[int]) -> NDArray[np.int64]:
-    """Indices below `count`: all of them floor(weight) times, then a random remainder."""
+def _draw(count: int, weight: float, seed: Sequence[int]) -> tuple[int, NDArray[np.int64]]:
+    """How often all of `count` samples are seen, and which of them once more, chosen at random."""
     times, rest = divmod(round(weight * count), count)
-    every = np.tile(np.arange(count, dtype=np.int64), times)
-    return np.concatenate([every, choose(count, rest, seed)])
+    return times, choose(count, rest, seed) if rest else np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""Conversation files: LLaVA style or `messages` style, JSON or JSONL -> `Record`.
+"""Conversations: LLaVA style or `messages` style -> `Record`.
 
 LLaVA style:    {"id", "image": str | [str], "conversations": [{"from": "human"|"gpt", "value"}]}
 messages style: {"id", "images": [str], "messages": [{"role", "content": str | [item]}]}
@@ -9,15 +9,12 @@ Every error names the file, the record (index from 0, and id), the field and the
 
 from __future__ import annotations
 
-import json
-import mmap
-from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from eagle_moe.schema import nearest
+from train.data.shards import Member
 
 PLACEHOLDER = "<image>"
 """Where a picture goes in the text of a record, whatever the tokenizer's own image token is."""
@@ -31,7 +28,8 @@ _ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-_LINE_SUFFIXES = (".jsonl", ".ndjson")
+Picture = str | Member
+"""Where a picture is: a path as written in the record, or a place in a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +38,15 @@ class Record:
 
     - `messages`: `[{"role": "system"|"user"|"assistant", "content": [item]}]`, an item being
       `{"type": "text", "text": str}` or `{"type": "image"}`.
-    - `images`: one path per image item, in order, as written in the file.
+    - `images`: one per image item, in order: a path as written in the record, or, of a sample in a
+      shard, the picture's place there.
     - `extra`: every other field of the record (`skill`, `source`, ...), untouched.
     - `where`: file, index and id, for messages to the person.
     """
 
     id: str
     messages: list[dict[str, Any]]
-    images: tuple[str, ...]
+    images: tuple[Picture, ...]
     extra: Mapping[str, Any]
     where: str
 
@@ -68,91 +67,18 @@ class Record:
         ]
 
 
-class RecordFile:
-    """The records of one file, parsed one by one when asked for.
-
-    JSONL is read through an index of byte offsets over a memory map, so that workers share the
-    pages and hold no objects; JSON has to be parsed whole. Picklable.
-    """
-
-    def __init__(self, path: str | Path, missing_placeholder: MissingPlaceholder = "error") -> None:
-        self.path = Path(path)
-        self.missing_placeholder: MissingPlaceholder = missing_placeholder
-        self._map: mmap.mmap | None = None
-        self._objects: list[Any] | None = None
-        self._starts = array("q")
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{path}: no such file. Give a .json or .jsonl file.")
-        if self.path.suffix in _LINE_SUFFIXES:
-            self._starts = _line_starts(self.path)
-        elif self.path.suffix == ".json":
-            self._objects = _read_json_list(self.path)
-        else:
-            raise ValueError(f"{path}: name the file .jsonl (one record per line) or .json (list).")
-        if len(self) == 0:
-            raise ValueError(f"{path}: the file holds no record.")
-
-    def __len__(self) -> int:
-        if self._objects is not None:
-            return len(self._objects)
-        return max(len(self._starts) - 1, 0)
-
-    def __getitem__(self, index: int) -> Record:
-        """Record number `index` (from 0). Raises `ValueError` if it is malformed."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return parse_record(self.raw(index), index, str(self.path), self.missing_placeholder)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
-
-    def raw(self, index: int) -> Any:
-        """The JSON value of record `index`, not validated."""
-        if self._objects is not None:
-            return self._objects[index]
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        line = self._map[self._starts[index] : self._starts[index + 1]]
-        try:
-            return json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: record {index}: not valid JSON: {error}") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
-
-
-def _line_starts(path: Path) -> array[int]:
-    """Byte offset of every line that is not blank, and the file's end."""
-    starts, offset = array("q"), 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.isspace():
-                starts.append(offset)
-            offset += len(line)
-    starts.append(offset)
-    return starts
-
-
-def _read_json_list(path: Path) -> list[Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        hint = " Name it .jsonl if it holds one record per line." if "Extra" in str(error) else ""
-        raise ValueError(f"{path}: not valid JSON: {error}.{hint}") from None
-    if not isinstance(data, list):
-        raise ValueError(f"{path}: expected a list of records, got {type(data).__name__}.")
-    return data
-
-
 def parse_record(
-    raw: Any, index: int, source: str, missing_placeholder: MissingPlaceholder = "error"
+    raw: Any,
+    index: int,
+    source: str,
+    missing_placeholder: MissingPlaceholder = "error",
+    members: Mapping[str, Member] | None = None,
 ) -> Record:
     """Validate one JSON value in either style; `source` and `index` are named in the errors.
 
     `missing_placeholder="prepend"` puts the pictures of a record without any `<image>` at the
     start of its first user turn; by default that is an error, like every other count mismatch.
+    `members`: the pictures that lie beside the record in its shard, by name.
     """
     where = f"{source}: record {index}"
     if not isinstance(raw, dict):
@@ -165,7 +91,9 @@ def parse_record(
         raise ValueError(
             f"{where}: images are given both in a list and inside `content`. Use one of the two."
         )
-    images = listed or inline
+    images: Sequence[Picture] = listed or inline
+    if members is not None:
+        images = _members(images, members, where)
     _match_placeholders(messages, images, where, missing_placeholder)
     taken = {"id", "image", "images", "conversations", "messages"}
     extra = {key: value for key, value in raw.items() if key not in taken}
@@ -260,8 +188,21 @@ def _listed_images(raw: Mapping[str, Any], where: str) -> list[str]:
     return paths
 
 
+def _members(names: Sequence[str], members: Mapping[str, Member], where: str) -> list[Member]:
+    """The pictures of a sample in a shard: those that its record names, or all of them."""
+    if not names:
+        return list(members.values())
+    for name in names:
+        if name not in members:
+            raise ValueError(f"{where}: its shard has no picture {name!r}.{nearest(name, members)}")
+    return [members[name] for name in names]
+
+
 def _match_placeholders(
-    messages: list[dict[str, Any]], images: list[str], where: str, missing: MissingPlaceholder
+    messages: list[dict[str, Any]],
+    images: Sequence[Picture],
+    where: str,
+    missing: MissingPlaceholder,
 ) -> None:
     """Exactly one placeholder per image, or a `ValueError` with both numbers."""
     count = sum(item["type"] == "image" for turn in messages for item in turn["content"])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.examine import Examination
-from train.data.manifest import FileReport, Overlap, fingerprint_of
+from train.data.manifest import FileReport, Overlap
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 EXAMPLES = 5
@@ -38,7 +38,7 @@ def report_on(found: Examination, tokenised: bool) -> FileReport:
         counts["unsupervised"] = len(found.faults("unsupervised"))
     return FileReport(
         path=found.spec.path,
-        fingerprint=fingerprint_of(found.records.path),
+        fingerprint=found.records.content,
         image_root=str(found.spec.root),
         records=len(found.records),
         bad=found.bad,

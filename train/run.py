@@ -183,9 +183,10 @@ def _check_start(recipe: Recipe, runs: Sequence[StageRun]) -> None:
             require_bitsandbytes()
         for name in _data_names(run):
             spec = recipe.data[name]
-            for path in filter(None, (spec.path, spec.image_root, spec.manifest)):
-                if not Path(path).exists():
-                    raise FileNotFoundError(f"{recipe.name}: data.{name}: no such file: {path}.")
+            try:
+                spec.check_files()
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(f"{recipe.name}: data.{name}: {error}") from None
 
 
 def _data_names(run: StageRun) -> list[str]:

@@ -26,6 +26,7 @@ from eagle_moe.interop.originals import Original, find_original
 from eagle_moe.interop.projector import projector_file
 from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, expert_part, resolve_parts
 from train.data.manifest import fingerprint_of
+from train.data.source import content_of
 from train.recipe import RANDOM, Source
 from train.stages import WITHOUT_EFFECT, StageRun
 
@@ -200,7 +201,7 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
     told["args"] = {k: v for k, v in told["args"].items() if k not in WITHOUT_EFFECT}
     told["init_from"] = None  # what it leads to counts, not what it is called
     data = {
-        name: {**recipe.data[name].dump(), "content": _content(recipe.data[name].path)}
+        name: {**recipe.data[name].dump(), "content": content_of(recipe.data[name].path)}
         for name in stage.data
     }
     settings = {

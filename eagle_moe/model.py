@@ -17,6 +17,7 @@ from eagle_moe.config import EagleMixConfig, EagleMixVisionConfig
 from eagle_moe.connectors import CONNECTORS, Connector
 from eagle_moe.experts import VisionExpert, build_expert
 from eagle_moe.fusion import FUSIONS
+from eagle_moe.loss import LanguageModelHead, label_loss
 
 
 @dataclass
@@ -28,7 +29,7 @@ class EagleMixModelOutput(BaseModelOutputWithPast):
 
 @dataclass
 class EagleMixCausalLMOutput(ModelOutput):
-    """`logits` (B, L or `logits_to_keep`, vocabulary); `loss` when labels were given."""
+    """`logits` (B, L or `logits_to_keep`, V), unless skipped; `loss` if there are labels."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -246,7 +247,7 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
         text = config.text_config
         _check_plain_head(text)
         self.model = EagleMixModel(config)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = LanguageModelHead(text.hidden_size, text.vocab_size, bias=False)
         embeddings = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -274,14 +275,18 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EagleMixCausalLMOutput:
         """As `EagleMixModel.forward`, then logits, and the loss over `labels` (B,L; -100 = ignore).
 
         `logits_to_keep`: only the last so many positions (0 = all), or the positions of a 1-D
-        tensor.
+        tensor. `skip_logits`: the same loss, without the memory of logits where there is no label;
+        none are returned.
         """
+        if skip_logits and labels is None:
+            raise ValueError("skip_logits: without logits and without labels nothing is asked for.")
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -292,16 +297,22 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs[0][:, keep, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                vocab_size=self.config.text_config.vocab_size,
-                **kwargs,
-            )
+        logits = loss = None
+        if skip_logits:
+            assert labels is not None
+            count = kwargs.get("num_items_in_batch")
+            loss = label_loss(self.lm_head, outputs[0], labels, count)
+        else:
+            keep = logits_to_keep
+            keep = slice(-keep, None) if isinstance(keep, int) else keep
+            logits = self.lm_head(outputs[0][:, keep, :])
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits,
+                    labels=labels,
+                    vocab_size=self.config.text_config.vocab_size,
+                    **kwargs,
+                )
         return EagleMixCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -17,7 +17,7 @@ PACKAGES = ["eagle_moe", "eval", "train"]
 
 LAYERS = [
     {"schema"},
-    {"registry", "canvas", "parts"},
+    {"registry", "canvas", "parts", "loss"},
     {"experts", "fusion", "connectors", "checkpoint"},
     {"config"},
     {"model", "image_processor"},

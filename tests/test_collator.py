@@ -24,6 +24,11 @@ def sample(processor, name, text, images=0):
     }
 
 
+def inputs(batch):
+    """What the trainer hands on to the model."""
+    return {key: value for key, value in batch.items() if key != "sample_ids"}
+
+
 def test_batch(tiny_processor):
     samples = [
         sample(tiny_processor, "a", "xyz", images=1),
@@ -44,20 +49,21 @@ def test_batch(tiny_processor):
     expected = [*samples[0]["pixel_values"], *samples[2]["pixel_values"]]
     assert torch.equal(batch["pixel_values"], torch.stack(expected))
     assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["sample_ids"] == ["a", "b", "c"]
 
 
 def test_a_batch_without_images_has_no_pixel_values(tiny_processor):
     batch = Collator(tiny_processor)([sample(tiny_processor, "a", "x")])
-    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "sample_ids"}
 
 
 def test_the_model_takes_a_batch_and_padding_does_not_matter(tiny_processor, tiny_model):
     samples = [sample(tiny_processor, "a", "xyz", images=1), sample(tiny_processor, "b", "longer")]
     collator = Collator(tiny_processor)
     with torch.no_grad():
-        together = tiny_model(**collator(samples)).logits
+        together = tiny_model(**inputs(collator(samples))).logits
         for row, item in enumerate(samples):
-            alone = tiny_model(**collator([item])).logits
+            alone = tiny_model(**inputs(collator([item]))).logits
             torch.testing.assert_close(
                 together[row, : alone.shape[1]], alone[0], atol=2e-4, rtol=1e-3
             )
@@ -76,3 +82,31 @@ def test_a_tokenizer_without_pad_token_is_refused(tiny_processor):
     processor = EagleMixProcessor(tiny_processor.image_processor, tokenizer)
     with pytest.raises(ValueError, match="no pad token"):
         Collator(processor)
+
+
+def test_packed_rows_say_where_their_samples_begin(tiny_processor):
+    a = sample(tiny_processor, "a", "xyz")  # 4 tokens
+    b = sample(tiny_processor, "b", "longer", images=1)
+    c = sample(tiny_processor, "c", "<unk>")
+    batch = Collator(tiny_processor)([[a, b], [c]])
+    first, second = (len(item["input_ids"]) for item in (a, b))
+    width = first + second
+    assert batch["input_ids"].shape == (2, width)
+    assert torch.equal(batch["input_ids"][0], torch.cat([a["input_ids"], b["input_ids"]]))
+    expected = [*range(first), *range(second)]
+    assert batch["position_ids"][0].tolist() == expected
+    assert batch["position_ids"][1].tolist() == [0, 1, *range(width - 2)]  # padding is apart, too
+    assert batch["cu_seq_lens_q"].tolist() == [0, first, width, width + 2, 2 * width]
+    assert batch["max_length_q"] == max(second, width - 2)
+    assert (batch["labels"][1, 2:] == IGNORE_INDEX).all()
+    assert batch["sample_ids"] == ["a", "b", "c"]
+    assert "attention_mask" not in batch
+
+
+def test_the_first_token_of_a_packed_sample_is_no_target(tiny_processor):
+    """Unpacked, nothing predicts it; in a row, the sample before it would have to."""
+    items = [sample(tiny_processor, name, "xyz") for name in "ab"]
+    for item in items:
+        item["labels"] = item["input_ids"].clone()
+    labels = Collator(tiny_processor)([items])["labels"][0]
+    assert (labels == IGNORE_INDEX).nonzero().flatten().tolist() == [0, 4]

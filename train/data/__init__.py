@@ -3,14 +3,19 @@
 from train.data.collator import Collator
 from train.data.dataset import ConversationDataset, DataSpec
 from train.data.mixture import MixtureDataset, build_dataset
+from train.data.packing import PackedDataset
+from train.data.sampler import EpochSampler, order_of
 from train.data.supervision import Supervision, check_supervision
 
 __all__ = [
     "Collator",
     "ConversationDataset",
     "DataSpec",
+    "EpochSampler",
     "MixtureDataset",
+    "PackedDataset",
     "Supervision",
     "build_dataset",
     "check_supervision",
+    "order_of",
 ]

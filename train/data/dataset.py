@@ -116,6 +116,10 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         record = self.records[self.record_number(index)]
         return record.without_images() if self.spec.images == "drop" else record
 
+    def sample_id(self, index: int) -> str:
+        """The id of sample `index`."""
+        return self.record(index).id
+
     def encode(self, index: int) -> Encoded:
         """Ids and labels of sample `index`; opens no picture. Counts what it sees."""
         return self._encode(index, self.record(index))

@@ -15,6 +15,7 @@ from train.data.dataset import ConversationDataset, DataSpec, choose
 from train.data.index import identity
 from train.data.labels import Encoded
 from train.data.measure import Lengths
+from train.data.sampler import Work
 
 if TYPE_CHECKING:
     from eagle_moe.processor import EagleMixProcessor
@@ -46,6 +47,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             for times, part, extra in zip(self._times, self.parts, self._extra, strict=True)
         ]
         self._ends = np.cumsum(sizes)
+        self.work: Work | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -81,6 +83,11 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 values = getattr(found, field.name)
                 place += [values] * times + [values[extra]]
         return Lengths(*map(np.concatenate, columns))
+
+    def sort_by_work(self) -> None:
+        """Have samples of like length come together: sets `work`, which `order_of` looks at."""
+        lengths = self.lengths()
+        self.work = Work(lengths.tokens, lengths.images)
 
     def encode(self, index: int) -> Encoded:
         """Ids and labels of sample `index`; opens no picture."""

@@ -99,7 +99,7 @@ def find_shards(path: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
     if not found:
         raise FileNotFoundError(
-            f"{path}: no such file, and no shards ({TAR}) in a folder or pattern of this name."
+            f"no such file: {path}, and no shards ({TAR}) in a folder or pattern of this name."
         )
     return found
 

@@ -170,7 +170,9 @@ def data_files(path: str | Path) -> list[Path]:
     place = Path(path)
     if place.suffix in (*_LINE_SUFFIXES, ".json"):
         if not place.is_file():
-            raise FileNotFoundError(f"{path}: no such file. Give a .json or .jsonl file.")
+            raise FileNotFoundError(
+                f"no such file: {path}. Give a .json or .jsonl file, or shards."
+            )
         return [place]
     if place.is_file() and place.suffix != TAR:
         raise ValueError(

@@ -1,0 +1,234 @@
+"""Packing: nothing lost, nothing mixed; full rows; the model sees what it sees unpacked."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_config, make_model
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from train.data import Collator, DataSpec, PackedDataset, build_dataset
+from train.data.labels import IGNORE_INDEX
+from train.data.packing import plan_rows
+
+
+def mixture_lengths(count, seed=0, limit=8192, mean=248, sigma=0.9, text_only=0.15):
+    """1024 image tokens and lognormal text, as in the training data of Eagle; some text alone."""
+    rng = np.random.default_rng(seed)
+    text = np.exp(rng.normal(np.log(mean) - sigma**2 / 2, sigma, count)).astype(int).clip(8)
+    images = (rng.random(count) >= text_only).astype(int)
+    return np.minimum(text + 1024 * images, limit), images
+
+
+# The plan
+
+
+@pytest.mark.parametrize("limit", [2048, 4096, 8192])
+def test_every_sample_is_in_one_row_and_no_row_is_too_long(limit):
+    tokens, images = mixture_lengths(5000, limit=limit)
+    plan = plan_rows(tokens, images, limit, seed=1)
+    assert sorted(plan.order.tolist()) == list(range(5000))
+    totals = plan.totals(tokens)
+    assert totals.max() <= limit
+    assert totals.tolist() == [tokens[plan.row(n)].sum() for n in range(len(plan))]
+    assert min(len(plan.row(n)) for n in range(len(plan))) >= 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "mean", "sigma", "text_only", "share"),
+    [
+        (4096, 300, 0.8, 0.10, 0.95),
+        (4096, 300, 0.8, 0.20, 0.97),
+        (4096, 248, 0.9, 0.15, 0.93),  # no packing can have more than 0.963: three images at most
+        (8192, 248, 0.9, 0.10, 0.98),
+        (8192, 248, 0.9, 0.20, 0.99),
+    ],
+)
+def test_rows_are_full(limit, mean, sigma, text_only, share):
+    tokens, images = mixture_lengths(20_000, 0, limit, mean, sigma, text_only)
+    plan = plan_rows(tokens, images, limit)
+    assert plan.totals(tokens).mean() / limit >= share
+
+
+def test_the_plan_depends_on_the_seed_and_the_lengths_alone():
+    tokens, images = mixture_lengths(3000)
+    first, again = (plan_rows(tokens, images, 8192, seed=3) for _ in range(2))
+    assert np.array_equal(first.order, again.order)
+    assert np.array_equal(first.starts, again.starts)
+    other = plan_rows(tokens, images, 8192, seed=4)
+    assert not np.array_equal(first.order, other.order)
+
+
+def test_rows_mix_their_sources():
+    """Samples come in the order of their files; a row takes them from all over."""
+    tokens, images = mixture_lengths(20_000)
+    plan = plan_rows(tokens, images, 8192)
+    spans = [np.ptp(plan.row(n)) for n in range(len(plan))]
+    assert np.median(spans) > 5000
+
+
+def test_a_sample_longer_than_a_row_is_named():
+    with pytest.raises(ValueError, match="sample 1 has 9 tokens, a row takes 8"):
+        plan_rows(np.array([3, 9]), np.array([0, 0]), 8)
+
+
+# The dataset
+
+
+@pytest.fixture
+def dataset(tmp_path, tiny_processor, make_image):
+    """Twelve samples of different lengths, every third with a picture."""
+    make_image().save(tmp_path / "x.png")
+    rows = []
+    for number in range(12):
+        image = {"image": "x.png"} if number % 3 == 0 else {}
+        question = "<image>\nwhat" if image else "what" * (number % 4 + 1)
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "a" * number}]
+        rows.append({"id": f"r{number}", **image, "conversations": turns})
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return build_dataset([DataSpec(path=str(path))], tiny_processor, 128, seed=0)
+
+
+def test_rows_hold_the_samples_of_the_mixture(dataset):
+    packed = PackedDataset(dataset, 128)
+    assert len(packed) < len(dataset)
+    seen = [sample["id"] for n in range(len(packed)) for sample in packed[n]]
+    assert sorted(seen) == sorted(f"r{number}" for number in range(12))
+    lengths = [sum(len(sample["input_ids"]) for sample in packed[n]) for n in range(len(packed))]
+    assert lengths == packed.work.tokens.tolist()
+    assert packed.counts()["seen"] == 12
+    assert packed.useful == np.mean(lengths) / 128
+
+
+def test_lengths_and_plan_are_found_again(dataset, tiny_processor, monkeypatch):
+    packed = PackedDataset(dataset, 128)
+    again = build_dataset([part.spec for part in dataset.parts], tiny_processor, 128, seed=0)
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("it was known")
+
+    monkeypatch.setattr("train.data.packing.plan_rows", refuse)
+    monkeypatch.setattr("train.data.labels.Encoder.__call__", refuse)
+    known = PackedDataset(again, 128)
+    assert np.array_equal(known.plan.order, packed.plan.order)
+    other = build_dataset([part.spec for part in dataset.parts], tiny_processor, 128, seed=1)
+    with pytest.raises(AssertionError, match="it was known"):
+        PackedDataset(other, 128)
+
+
+# The model
+
+
+@pytest.fixture(scope="module")
+def models():
+    """One model per attention backend, with the same weights."""
+    made = {}
+    for backend in ("sdpa", "eager"):
+        model = make_model(make_config())
+        model.set_attn_implementation(backend)
+        made[backend] = model
+    return made
+
+
+def rows_of(dataset, *sizes):
+    samples = iter([dataset[n] for n in range(len(dataset))])
+    return [[next(samples) for _ in range(size)] for size in sizes]
+
+
+def inputs(batch):
+    return {key: value for key, value in batch.items() if key != "sample_ids"}
+
+
+def compare_with_singles(model, batch, rows, collator):
+    """Largest difference of logits between packed samples and the same ones alone."""
+    worst = 0.0
+    with torch.no_grad():
+        packed = model(**inputs(batch)).logits
+        for row, samples in zip(packed, rows, strict=True):
+            at = 0
+            for sample in samples:
+                alone = model(**inputs(collator([sample]))).logits[0]
+                worst = max(worst, float((row[at : at + len(alone)] - alone).abs().max()))
+                at += len(alone)
+    return worst
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("sizes", [(5,), (4, 2, 1), (1, 1)])
+def test_packed_logits_are_those_of_single_samples(dataset, tiny_processor, models, backend, sizes):
+    rows = rows_of(dataset, *sizes)
+    collator = Collator(tiny_processor)
+    assert compare_with_singles(models[backend], collator(rows), rows, collator) < 1e-5
+
+
+def test_deliberate_mistake_running_positions_mix_samples(dataset, tiny_processor, models):
+    rows = rows_of(dataset, 4)
+    collator = Collator(tiny_processor)
+    batch = collator(rows)
+    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
+    assert compare_with_singles(models["sdpa"], batch, rows, collator) > 1e-2
+
+
+def test_deliberate_mistake_a_cache_mixes_samples(dataset, tiny_processor, models):
+    rows = rows_of(dataset, 4)
+    collator = Collator(tiny_processor)
+    batch = {**collator(rows), "use_cache": True}
+    assert compare_with_singles(models["sdpa"], batch, rows, collator) > 1e-2
+
+
+def test_packed_loss_and_gradient_are_those_of_the_padded_batch(dataset, tiny_processor, models):
+    rows = rows_of(dataset, 4, 3)
+    model, collator = models["sdpa"], Collator(tiny_processor)
+    results = []
+    for items in (rows, [sample for row in rows for sample in row]):
+        batch = collator(items)
+        targets = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+        model.zero_grad()
+        loss = model(**inputs(batch), num_items_in_batch=targets).loss
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append((loss.item(), int(targets), gradients))
+    (loss, targets, gradients), (expected, expected_targets, expected_gradients) = results
+    assert targets == expected_targets
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for mine, theirs in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(mine, theirs, atol=2e-5, rtol=1e-3)
+
+
+def by_offsets(module, query, key, value, _mask, scaling=None, **kwargs):
+    """Attention that knows samples by `cu_seq_lens_q` alone, as flash attention does."""
+    groups = query.shape[1] // key.shape[1]
+    q, k, v = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))  # (H, B*T, D)
+    k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    starts = kwargs["cu_seq_lens_q"].tolist()
+    assert max(b - a for a, b in pairwise(starts)) == kwargs["max_length_q"]
+    pieces = [
+        torch.nn.functional.scaled_dot_product_attention(
+            q[:, a:b], k[:, a:b], v[:, a:b], is_causal=True, scale=scaling
+        )
+        for a, b in pairwise(starts)
+    ]
+    out = torch.cat(pieces, 1)  # (H, B*T, D)
+    batch, length = query.shape[0], query.shape[2]
+    return out.transpose(0, 1).reshape(batch, length, *out.shape[::2]), None
+
+
+def test_offsets_reach_every_layer_and_cut_a_batch_of_rows_as_flash_attention_does(
+    dataset, tiny_processor, models
+):
+    """transformers reads positions for flash attention only in a batch of one row."""
+    AttentionInterface.register("by_offsets", by_offsets)
+    AttentionMaskInterface.register("by_offsets", lambda *_args, **_kwargs: None)
+    rows = rows_of(dataset, 4, 2)
+    batch = inputs(Collator(tiny_processor)(rows))
+    with torch.no_grad():
+        expected = models["sdpa"](**batch).logits
+        model = make_model(make_config())
+        model.model.language_model.config._attn_implementation = "by_offsets"
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+        wrong = {**batch, "cu_seq_lens_q": batch["cu_seq_lens_q"][[0, 2, -1]]}
+        wrong["max_length_q"] = int(wrong["cu_seq_lens_q"].diff().max())
+        assert (model(**wrong).logits - expected).abs().max() > 1e-2

@@ -43,6 +43,7 @@ SET_BY_THE_RUN = {
     "gradient_checkpointing_kwargs": "`checkpointing` of the stage",
     "logging_nan_inf_filter": "the trainer: a loss that is not finite stops the run",
     "resume_from_checkpoint": "the run: it continues by itself",
+    "train_sampling_strategy": "`length_aware` and `packing` of the stage",
     "restore_callback_states_from_checkpoint": "the run: it continues by itself",
     "ignore_data_skip": "the run: it continues with the samples that it has not seen",
     "save_only_model": "the run: a resume point holds all that it takes to continue",
@@ -110,11 +111,16 @@ class Stage(Schema):
     muon: bool = False
     """Muon for the matrices between hidden layers, AdamW for the rest, instead of `args.optim`."""
     batch_size: int | None = Field(None, gt=0)
-    """Samples per optimizer step over all processes; sets the accumulation."""
+    """Samples (rows under `packing`) per optimizer step over all processes; sets the
+    accumulation."""
     template: str | None = None
     """Chat template instead of the model's own."""
     max_length: int = Field(2048, gt=0)
     """Tokens per sample; text beyond it is cut, image tokens never are."""
+    packing: bool = False
+    """Several samples per row of up to `max_length` tokens; `batch_size` then counts rows."""
+    length_aware: bool = False
+    """Samples of like length in the same step: less padding, and less waiting for each other."""
     max_unsupervised: float = Field(0.01, ge=0, le=1)
     """Share of samples without a token to learn from above which the run refuses to start."""
     eval: Evaluation | None = None
@@ -349,6 +355,8 @@ def _check_arguments(stage: Stage, where: str) -> None:
         if name in SET_BY_THE_RUN:
             raise ValueError(f"{where}: args.{name} is set by {SET_BY_THE_RUN[name]}.")
         _known(name, names - set(SET_BY_THE_RUN), f"{where}: args")
+    if stage.packing and stage.length_aware:
+        raise ValueError(f"{where}: packing brings rows of like work together: drop length_aware.")
     if stage.batch_size and "gradient_accumulation_steps" in stage.args:
         raise ValueError(
             f"{where}: give `batch_size` (samples per step) or args.gradient_accumulation_steps, "

@@ -31,7 +31,13 @@ from eagle_moe.parts import part_modules
 from eagle_moe.processor import EagleMixProcessor
 from train.arguments import training_arguments
 from train.curve import CURVE, CurveWriter, SkillMetric
-from train.data import Collator, ConversationDataset, MixtureDataset, check_supervision
+from train.data import (
+    Collator,
+    ConversationDataset,
+    MixtureDataset,
+    PackedDataset,
+    check_supervision,
+)
 from train.features import FeatureCollator, FeatureDataset, FeatureStore
 from train.jobs import DirectoryBusy
 from train.learning import open_parts
@@ -201,25 +207,30 @@ def _build(run: StageRun) -> tuple[EagleMixProcessor, EagleMixConfig]:
 
 def _data(
     run: StageRun, processor: EagleMixProcessor
-) -> tuple[MixtureDataset, ConversationDataset | None]:
+) -> tuple[MixtureDataset | PackedDataset, ConversationDataset | None]:
     """What the run learns from, and what it is evaluated on while it does."""
     stage, data = run.stage, run.recipe.data
     kind = FeatureDataset if stage.cache_features else ConversationDataset
     parts = [kind(data[name], processor, stage.max_length) for name in stage.data]
-    dataset = MixtureDataset(parts, run.recipe.seed)
-    seen = check_supervision(dataset, stage.max_unsupervised)
-    print(
-        f"{run.title}: {seen.samples:,} samples; of {seen.checked:,} looked at, "
-        f"{seen.unsupervised} teach nothing and {seen.cut} are cut"
-    )
-    return dataset, kind(data[stage.eval.data], processor, stage.max_length) if stage.eval else None
+    mixture = MixtureDataset(parts, run.recipe.seed)
+    whole = stage.packing or stage.length_aware
+    seen = check_supervision(mixture, stage.max_unsupervised, whole=whole)
+    print(f"{run.title}: {seen.told}")
+    if stage.length_aware:
+        mixture.sort_by_work()
+    held_out = kind(data[stage.eval.data], processor, stage.max_length) if stage.eval else None
+    if not stage.packing:
+        return mixture, held_out
+    packed = PackedDataset(mixture, stage.max_length)
+    print(f"{run.title}: {packed.told}")
+    return packed, held_out
 
 
 def _collator(
     run: StageRun,
     processor: EagleMixProcessor,
     model: EagleMixForConditionalGeneration,
-    dataset: MixtureDataset,
+    dataset: MixtureDataset | PackedDataset,
     held_out: ConversationDataset | None,
 ) -> Collator:
     """Samples -> batch; if the experts' maps are kept on disk, they are all there afterwards."""

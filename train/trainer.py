@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer
 from eagle_moe.checkpoint import Complete
 from train.continuing import Continuing
 from train.curve import score_batch
+from train.data import EpochSampler, order_of
 from train.health import FiniteSteps
 from train.learning import frozen_modules, parameter_groups
 from train.moved import MovedCheck
@@ -62,6 +63,10 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         config.__dict__.update({key: before[key] for key in before if key == "use_cache"})
         self.remove_callback(PrinterCallback)
         self.add_callback(self.moved)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.order = order_of(self.train_dataset, seed, step * self.args.world_size)
+        self.add_callback(self.order)
 
     # -- optimisation
 
@@ -109,6 +114,10 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
             image = self.model.get_image_features(maps, return_dict=True)
         rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
         return {**rest, "mm_encoder_outputs": {"image": image}}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        """An order that every number of processes and every resumed run agrees on."""
+        return self.order
 
     # -- evaluation
 

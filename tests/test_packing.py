@@ -1,17 +1,26 @@
 """Packing: nothing lost, nothing mixed; full rows; the model sees what it sees unpacked."""
 
 import json
+import multiprocessing
+import os
+import signal
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_config, make_model
+from safetensors.torch import load_file
+from tiny_run import make_world
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from train.data import Collator, DataSpec, PackedDataset, build_dataset
 from train.data.labels import IGNORE_INDEX
 from train.data.packing import plan_rows
+from train.progress import ProgressReport
+from train.recipe import parse_recipe
+from train.run import run_recipe
 
 
 def mixture_lengths(count, seed=0, limit=8192, mean=248, sigma=0.9, text_only=0.15):
@@ -232,3 +241,45 @@ def test_offsets_reach_every_layer_and_cut_a_batch_of_rows_as_flash_attention_do
         wrong = {**batch, "cu_seq_lens_q": batch["cu_seq_lens_q"][[0, 2, -1]]}
         wrong["max_length_q"] = int(wrong["cu_seq_lens_q"].diff().max())
         assert (model(**wrong).logits - expected).abs().max() > 1e-2
+
+
+# A run
+
+
+def test_a_killed_run_on_packed_rows_continues_to_the_same_weights(tmp_path, monkeypatch):
+    recipe = make_world(tmp_path, ("clip",))
+    stage = {**recipe["stages"]["sft"], "init_from": [], "packing": True, "max_length": 128}
+    del stage["lr"]
+    stage["args"] = {**stage["args"], "max_steps": 4, "dataloader_num_workers": 1}
+    recipe["stages"] = {"sft": stage}
+    on_step_end = ProgressReport.on_step_end
+
+    def kill_in_step_three(self, args, state, *rest, **kw):
+        on_step_end(self, args, state, *rest, **kw)
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = {**recipe, "output_dir": str(tmp_path / "killed")}
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReport, "on_step_end", kill_in_step_three)
+        child = multiprocessing.get_context("fork").Process(target=run_recipe, args=(killed,))
+        child.start()
+        child.join()
+    assert child.exitcode == -signal.SIGKILL
+    run_recipe(killed)
+    run_recipe(recipe)
+    one, other = (
+        load_file(Path(told["output_dir"], "sft/model.safetensors")) for told in (recipe, killed)
+    )
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+    state = json.loads(Path(recipe["output_dir"], "sft/trainer_state.json").read_text())
+    # 12 samples of one length: three to a row, two rows to a step, two steps to an epoch
+    assert state["epoch"] == 2.0
+    assert max(row.get("samples_seen", 0) for row in state["log_history"]) == 12
+
+
+def test_both_ways_to_save_padding_at_once_are_refused(tmp_path):
+    recipe = make_world(tmp_path, ("clip",))
+    recipe["stages"]["sft"] |= {"packing": True, "length_aware": True}
+    with pytest.raises(ValueError, match=r"stages\.sft: packing brings rows of like work"):
+        parse_recipe(recipe, "recipe")

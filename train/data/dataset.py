@@ -197,6 +197,24 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         counts = {name: int(found[_COMBINATIONS & bit > 0].sum()) for name, bit in _FLAGS.items()}
         return {"records": len(self), "skipped": len(self.skipped), **counts}
 
+    def share_counts(self, device: torch.device) -> None:
+        """Have the counts of all processes be those of all of them together.
+
+        Every process must call it; `device` is where its collectives take place.
+        """
+        flags = self._flags.to(device)
+        # a sample has the same flags wherever it is seen, so the greatest is what anyone has seen
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        self._flags |= flags.cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resume point keeps: what was seen so far."""
+        return {"flags": self._flags.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on counting where `state_dict` was taken."""
+        self._flags |= state["flags"]
+
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
         """Ids of the first `limit` samples that were `cut` or `unsupervised`."""
         indices = np.flatnonzero(self._flags.numpy() & _FLAGS[what])[:limit]

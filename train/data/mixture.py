@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -110,6 +111,20 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         for part in self.parts:
             total.update(part.counts())
         return dict(total)
+
+    def share_counts(self, device: torch.device) -> None:
+        """See `ConversationDataset.share_counts`."""
+        for part in self.parts:
+            part.share_counts(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `ConversationDataset.state_dict`."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `ConversationDataset.load_state_dict`."""
+        for part, told in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(told)
 
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
         """Up to `limit` samples that were `cut` or `unsupervised`, as `file: id`."""

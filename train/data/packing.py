@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -180,6 +181,18 @@ class PackedDataset(Dataset[list[dict[str, Any]]]):
     def counts(self) -> dict[str, int]:
         """See `MixtureDataset.counts`: of samples, not of rows."""
         return self.dataset.counts()
+
+    def share_counts(self, device: torch.device) -> None:
+        """See `ConversationDataset.share_counts`."""
+        self.dataset.share_counts(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `ConversationDataset.state_dict`."""
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `ConversationDataset.load_state_dict`."""
+        self.dataset.load_state_dict(state)
 
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
         """See `MixtureDataset.named`."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 
 STEPS = 64
 """Steps in a window within which items are sorted by the work that they are."""
@@ -28,7 +27,7 @@ class Work:
     images: NDArray[np.integer[Any]]
 
 
-class EpochSampler(Sampler[int], TrainerCallback):
+class EpochSampler(Sampler[int]):
     """Item numbers of one epoch, in an order fixed by `seed` and `epoch`.
 
     - `step`: items per optimizer step over all processes.
@@ -37,8 +36,7 @@ class EpochSampler(Sampler[int], TrainerCallback):
       steps, and the steps shuffled. None: a plain shuffle.
 
     Any number of processes gets its share of a step from neighbours in that order, so that their
-    work is alike however many there are. As a callback, it is told the epoch by the Trainer, which
-    does not reach a sampler by itself when several processes resume.
+    work is alike however many there are.
     """
 
     def __init__(self, count: int, seed: int, step: int = 1, work: Work | None = None) -> None:
@@ -54,9 +52,6 @@ class EpochSampler(Sampler[int], TrainerCallback):
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is."""
         self.epoch = epoch
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.set_epoch(int(state.epoch or 0))
 
     def __iter__(self) -> Iterator[int]:
         order = self.order()

@@ -40,12 +40,11 @@ class Supervision:
     @property
     def told(self) -> str:
         """For people: what was looked at, and what was found."""
-        known = "all records known to be well-formed from before"
-        parsed = f"{self.parsed:,} records parsed" if self.parsed else known
-        how = "all" if self.checked == self.samples else f"{self.checked:,} at random"
+        form = f"{self.parsed:,} records parsed" if self.parsed else "known to be well-formed"
+        part = "all" if self.checked == self.samples else f"{self.checked:,} at random"
         return (
-            f"{self.samples:,} samples; {parsed}; of {how} encoded, {self.unsupervised:,} teach "
-            f"nothing and {self.cut:,} are cut"
+            f"{self.samples:,} samples; {form}; {part} encoded: {self.unsupervised:,} teach "
+            f"nothing, {self.cut:,} are cut"
         )
 
 

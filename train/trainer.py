@@ -66,7 +66,6 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.order = order_of(self.train_dataset, seed, step * self.args.world_size)
-        self.add_callback(self.order)
 
     # -- optimisation
 
@@ -150,5 +149,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
                 logs[name] = max(float(group["lr"]), logs.get(name, 0.0))
         counts = getattr(self.train_dataset, "counts", None)
         if "loss" in logs and counts is not None:
+            if self.args.world_size > 1:
+                self.train_dataset.share_counts(self.args.device)
             logs |= {f"samples_{name}": float(count) for name, count in counts().items()}
         super().log(logs, start_time)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from train.engines import Engine
 from train.stages import StageRun
 
 DEFAULTS: dict[str, Any] = {
@@ -15,14 +16,21 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "report_to": "tensorboard",
     "save_total_limit": 1,
+    # said, or accelerate takes no notice of torchrun, and transformers refuses bf16
+    "use_cpu": not torch.accelerator.is_available(),
 }
 """Where ours differ from transformers'; a stage's `args` override them."""
 
 
-def training_arguments(run: StageRun) -> TrainingArguments:
-    """`TrainingArguments` of a run; `ValueError` naming the stage for a value that it refuses."""
+def training_arguments(run: StageRun, engine: Engine | None = None) -> TrainingArguments:
+    """`TrainingArguments` of a run, on `engine` (default: in this process, to look at them).
+
+    Raises `ValueError` naming the stage for a value that transformers refuse or that contradicts
+    the engine.
+    """
     stage, seed = run.stage, run.recipe.seed
-    given = {**DEFAULTS, **stage.args, **_batch(run)}
+    engine = engine or Engine()
+    given = {**DEFAULTS, **engine.arguments(), **stage.args, **_batch(run)}
     if stage.eval:
         given |= {
             "eval_strategy": "steps",
@@ -41,9 +49,27 @@ def training_arguments(run: StageRun) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"stages.{run.name}: args: {error}") from error
+    _check_engine(run, engine, args)
     if stage.cache_features and args.world_size > 1:
         raise ValueError(f"stages.{run.name}: cache_features works in one process only.")
     return args
+
+
+def _check_engine(run: StageRun, engine: Engine, args: TrainingArguments) -> None:
+    try:
+        engine.check(args, run.dtype)
+    except ValueError as error:
+        raise ValueError(f"stages.{run.name}: {error}") from None
+    if not engine.keeps_whole and any(lora.quantize for lora in run.lora.values()):
+        raise ValueError(
+            f"stages.{run.name}: lora: quantize: weights in 4 bit stay whole, and engine: "
+            f"{engine.name} splits or rounds them. Choose engine: ddp."
+        )
+    if engine.splits_optimizer and run.stage.muon:
+        raise ValueError(
+            f"stages.{run.name}: muon needs whole matrices, and engine: {engine.name} splits them. "
+            "Choose engine: ddp, or leave muon out."
+        )
 
 
 def _batch(run: StageRun) -> dict[str, int]:

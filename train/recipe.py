@@ -23,6 +23,7 @@ from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, resolve_parts
 from eagle_moe.processor import read_template
 from eagle_moe.schema import Schema, apply_overrides, load_yaml, nearest
 from train.data import DataSpec
+from train.engines import AUTO, check_engine
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -41,6 +42,9 @@ SET_BY_THE_RUN = {
     "activation_checkpointing_kwargs": "`checkpointing` of the stage",
     "gradient_checkpointing": "`checkpointing` of the stage",
     "gradient_checkpointing_kwargs": "`checkpointing` of the stage",
+    "deepspeed": "`engine` of the stage",
+    "fsdp": "`engine` of the stage",
+    "fsdp_config": "`engine` of the stage",
     "logging_nan_inf_filter": "the trainer: a loss that is not finite stops the run",
     "resume_from_checkpoint": "the run: it continues by itself",
     "train_sampling_strategy": "`length_aware` and `packing` of the stage",
@@ -132,6 +136,8 @@ class Stage(Schema):
     """As the recipe's, for this stage."""
     frozen_dtype: Dtype | None = None
     """As the recipe's, for this stage."""
+    engine: str | None = None
+    """As the recipe's, for this stage."""
     args: dict[str, Any] = {}
     """Any field of transformers' `TrainingArguments`."""
 
@@ -170,6 +176,8 @@ class Recipe(Schema):
     frozen_dtype: Dtype | None = None
     """Of the parts that a stage leaves alone, to save memory; default: `dtype`."""
     attn_implementation: str = "sdpa"
+    engine: str = AUTO
+    """How stages are spread over processes: see `train.engines`."""
     features_dir: str | None = None
     """Where `cache_features` keeps maps, for several recipes to share; default: in `output_dir`."""
     data: dict[str, DataSpec]
@@ -278,6 +286,7 @@ def _check(recipe: Recipe, source: str) -> None:
         _check_parts(stage, experts, where)
         _check_sources(stage, earlier, experts, where)
         _check_arguments(stage, where)
+        _check_engine(recipe, stage, where)
         frozen = stage.frozen_dtype or recipe.frozen_dtype
         if frozen not in (None, stage.dtype or recipe.dtype) and not stage.args.get("bf16"):
             raise ValueError(f"{where}: frozen_dtype differs from dtype: this needs args.bf16.")
@@ -345,6 +354,13 @@ def _check_sources(
         # A stage's name has no slash; with one, it is a folder, which is looked for at the start.
         if "/" not in source.checkpoint and not Path(source.checkpoint).exists():
             _known(source.checkpoint, earlier, f"{where}: init_from: no earlier stage or folder")
+
+
+def _check_engine(recipe: Recipe, stage: Stage, where: str) -> None:
+    try:
+        check_engine(stage.engine or recipe.engine)
+    except ValueError as error:
+        raise ValueError(f"{where}: engine: {error}") from None
 
 
 def _check_arguments(stage: Stage, where: str) -> None:

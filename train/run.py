@@ -38,6 +38,7 @@ from train.data import (
     PackedDataset,
     check_supervision,
 )
+from train.engines import make_engine
 from train.features import FeatureCollator, FeatureDataset, FeatureStore
 from train.jobs import DirectoryBusy
 from train.learning import open_parts
@@ -100,6 +101,8 @@ def run_stage(
 
 
 def _train_all(runs: Sequence[StageRun], redo: bool) -> None:
+    for run in runs:
+        training_arguments(run, make_engine(run.engine))  # before the first of them begins
     with StopSignals().listening() as signals:
         for run in runs:
             if signals.agreed():
@@ -109,7 +112,8 @@ def _train_all(runs: Sequence[StageRun], redo: bool) -> None:
 
 def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
     """One training run, from the checkpoints that it starts from to the one that it ends in."""
-    args = training_arguments(run)
+    engine = make_engine(run.engine)
+    args = training_arguments(run, engine)
     origins = find_origins(run)
     mark = mark_of(run, run_identity(run, origins))
     if is_finished(run, mark, redo):
@@ -138,6 +142,7 @@ def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
             rates,
             mark,
             muon=run.stage.muon,
+            engine=engine,
             weight_decays=run.of_learning_parts(run.stage.weight_decay),
             layer_decays=run.of_learning_parts(run.stage.layer_decay),
             model=model,
@@ -154,7 +159,7 @@ def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
                 stop = SaveAndStop(trainer, run.title, signals, run.stage.save_minutes)
                 trainer.add_callback(stop)
                 trainer.train(resume_from_checkpoint=str(point) if point else None)
-            save_run(run, mark, trainer, processor, adapters, origins)
+            save_run(run, mark, trainer, processor, adapters, origins, lambda: _empty(run))
             if args.process_index == 0:
                 remove_workspace(run)
             trainer.accelerator.wait_for_everyone()  # the next run starts from what was just saved
@@ -271,12 +276,17 @@ def _watched(trainer: StageTrainer, run: StageRun) -> Iterator[None]:
         report.close()
 
 
+def _empty(run: StageRun) -> tuple[EagleMixForConditionalGeneration, PeftModel | None]:
+    """The run's model and adapters without weights."""
+    with torch.device("meta"):
+        model = build_model(_build(run)[1])
+        return model, _open(run, model)
+
+
 def _dry_run(runs: Iterable[StageRun]) -> None:
     """Show what would learn, from models without weights."""
     for run in runs:
-        with torch.device("meta"):
-            model = build_model(_build(run)[1])
-            _open(run, model)
+        model, _ = _empty(run)
         show(parts_table(run, model, run.rates(training_arguments(run).learning_rate), {}))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import model_tensors, part_hashes, part_of, tensor_hashes
 from eagle_moe.processor import EagleMixProcessor
 from train.curve import CURVE
+from train.health import HEALTH
 from train.learning import learning_parts
 from train.lora import merge_lora
 from train.sources import Origin
@@ -38,21 +39,28 @@ def save_run(
     processor: EagleMixProcessor,
     adapters: PeftModel | None,
     origins: Mapping[str, Origin],
+    empty: Callable[[], tuple[EagleMixForConditionalGeneration, PeftModel | None]],
 ) -> None:
-    """Write the checkpoint of a run that was trained to its end.
+    """Write the checkpoint of a run that was trained to its end. All processes.
 
     Adapters are merged into the weights; they are also kept alone, in peft's format, under
-    `adapters/<part>`. Raises `SaveFailed` if the disk is full.
+    `adapters/<part>`. `empty`: model and adapters of the run without weights, into which process 0
+    puts together what an engine holds in pieces. Raises `SaveFailed` if the disk is full.
     """
     model: EagleMixForConditionalGeneration = trainer.accelerator.unwrap_model(trainer.model)
     learned = learning_parts(model)
     trainer.moved.check_frozen(model)
+    whole = trainer.engine.keeps_whole
+    gathered = {} if whole else trainer.engine.gather(model)
     if not trainer.args.should_save:
         return
+    if not whole:
+        model, adapters = empty()
+        _fill(model, gathered)
     with write_checkpoint(run.folder, mark) as draft:
         if adapters is not None:
             merge_lora(adapters, draft / ADAPTERS)
-        state = _final_state(run, model, learned, origins)
+        state = _final_state(run, model, learned, origins, trainer.engine.keeps_dtype)
         _write_model(run, model, state, draft)
         processor.save_pretrained(draft)
         text = yaml.safe_dump(run.recipe.dump(), sort_keys=False, allow_unicode=True)
@@ -62,15 +70,23 @@ def save_run(
         _copy_logs(run.workspace, draft)
 
 
+def _fill(model: EagleMixForConditionalGeneration, state: Mapping[str, Tensor]) -> None:
+    """Give a model without weights all of them."""
+    assert set(model_tensors(model)) == set(state)
+    model.load_state_dict(state, strict=False, assign=True)  # not strict: tied names are missing
+    model.tie_weights()
+
+
 def _final_state(
     run: StageRun,
     model: EagleMixForConditionalGeneration,
     learned: set[str],
     origins: Mapping[str, Origin],
+    kept_dtype: bool,
 ) -> dict[str, Tensor]:
     """The weights to save. Frozen parts that were rounded to save memory are as they came."""
     state = model_tensors(model)
-    if run.frozen_dtype != run.dtype:
+    if run.frozen_dtype != run.dtype or not kept_dtype:
         frozen = {part: origin for part, origin in origins.items() if part not in learned}
         state |= read_origins(frozen, model.config)
     dtype = getattr(torch, run.dtype)
@@ -87,7 +103,7 @@ def _write_model(
     draft: Path,
 ) -> None:
     with quiet_transformers():
-        model.save_pretrained(draft, state_dict=state)
+        model.save_pretrained(draft, state_dict=dict(state))  # which it empties
     path = draft / "config.json"  # transformers looks at the first parameter in memory
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "dtype": run.dtype}, indent=2) + "\n", encoding="utf-8")
@@ -119,7 +135,8 @@ def _provenance(
 
 
 def _copy_logs(workspace: Path, draft: Path) -> None:
-    if (workspace / CURVE).is_file():
-        shutil.copy2(workspace / CURVE, draft / CURVE)
+    for name in (CURVE, HEALTH):
+        if (workspace / name).is_file():
+            shutil.copy2(workspace / name, draft / name)
     if (workspace / LOGS).is_dir():
         shutil.copytree(workspace / LOGS, draft / LOGS)

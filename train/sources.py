@@ -192,6 +192,7 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
         exclude={
             "dtype",
             "frozen_dtype",
+            "engine",  # sums are rounded otherwise; resume points are stricter
             "eval",
             "max_unsupervised",
             "checkpointing",

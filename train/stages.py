@@ -103,6 +103,11 @@ class StageRun:
         return self.stage.dtype or self.recipe.dtype
 
     @property
+    def engine(self) -> str:
+        """How it is spread over processes, by the name that recipes use."""
+        return self.stage.engine or self.recipe.engine
+
+    @property
     def frozen_dtype(self) -> str:
         """Of the parts that do not learn."""
         return self.stage.frozen_dtype or self.recipe.frozen_dtype or self.dtype

@@ -16,6 +16,7 @@ from eagle_moe.checkpoint import Complete
 from train.continuing import Continuing
 from train.curve import score_batch
 from train.data import EpochSampler, order_of
+from train.engines import Engine, EngineSteps
 from train.health import FiniteSteps
 from train.learning import frozen_modules, parameter_groups
 from train.moved import MovedCheck
@@ -31,6 +32,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
     - `layer_decays`: part -> factor per block; see `train.learning.parameter_groups`.
     - `mark`: what a resume point of this run is marked with; see `Complete`.
     - `muon`: optimise by `train.muon` instead of `args.optim`.
+    - `engine`: how the model is spread over processes; default: whole, in one.
     - Other arguments as transformers' `Trainer` takes them.
 
     Frozen parts stay in evaluation mode.
@@ -45,6 +47,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         muon: bool = False,
         weight_decays: Mapping[str, float] | None = None,
         layer_decays: Mapping[str, float] | None = None,
+        engine: Engine | None = None,
         **options: Any,
     ) -> None:
         self.muon = muon
@@ -53,11 +56,14 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         self.weight_decays |= weight_decays or {}
         self.layer_decays = dict(layer_decays or {})
         self.mark = mark
-        self.moved = MovedCheck()
+        self.engine = engine or Engine()
+        self.moved = MovedCheck(self.engine)
         self._frozen: list[nn.Module] | None = None
         config = options["model"].config
         before = dict(config.__dict__)
+        self.engine.spread(options["model"])
         super().__init__(**options)
+        self.engine.adopt(self)
         # The Trainer writes use_cache = False into the config, which would be saved with the model.
         config.__dict__.pop("use_cache", None)
         config.__dict__.update({key: before[key] for key in before if key == "use_cache"})
@@ -66,6 +72,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.order = order_of(self.train_dataset, seed, step * self.args.world_size)
+        self.add_callback(EngineSteps(self.engine))  # after the check, which looks at gradients
 
     # -- optimisation
 

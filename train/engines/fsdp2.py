@@ -1,0 +1,274 @@
+"""FSDP2: every process holds a piece of each tensor and collects the rest when it is needed.
+
+torch's `fully_shard` is applied here and not by accelerate, which on a CPU quietly makes DDP of it.
+Each block of the language model and of the experts is a unit, so is each expert around its blocks;
+embeddings, head, fusion and connector belong to the root, which is whole during a step.
+
+A process without an image enters the units all the same, in the same order, forward and backward:
+it calls them with an empty token instead of a picture. They collect their weights as always, and
+return the token with gradients of zero attached, without computing anything. The order is taken
+from a rehearsal on one blank picture at the start (`Rehearsal`); an expert that later enters its
+blocks in another order would make processes wait for each other, and is stopped before it does.
+
+In mixed precision, weights are collected as bfloat16 and gradients reduced as float32, while each
+process keeps its piece of the weights in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.trainer import OPTIMIZER_NAME
+
+from eagle_moe.parts import LANGUAGE_MODEL, model_tensors, part_blocks, part_of
+from train.engines.imageless import ImagelessRanks, ZeroGradient
+from train.engines.processes import ManyProcesses
+from train.moved import TrainingFault
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FROM_WHOLE = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+class FSDP2(ManyProcesses):
+    """Weights, gradients and optimizer state in pieces."""
+
+    name = "fsdp2"
+    splits_weights = True
+    splits_optimizer = True
+    joins_forward = True
+
+    def check(self, args: TrainingArguments, dtype: str) -> None:
+        self.device = args.device.type
+        self.mixed = torch.bfloat16 if args.bf16 else None
+
+    def spread(self, model: nn.Module) -> None:
+        mesh = init_device_mesh(self.device, (self.processes,))
+        policy = MixedPrecisionPolicy(
+            param_dtype=self.mixed,
+            reduce_dtype=torch.float32 if self.mixed else None,
+            cast_forward_inputs=False,  # autocast decides, as it does everywhere else
+        )
+        towers = dict(model.model.vision_tower.towers.items())  # type: ignore[union-attr, operator]
+        for name, expert in towers.items():
+            for block in part_blocks(model, f"experts.{name}"):
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(expert, mesh=mesh, mp_policy=policy)
+        for block in part_blocks(model, LANGUAGE_MODEL):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def adopt(self, trainer: Trainer) -> None:
+        prepare = trainer.accelerator.prepare_model
+        # autocast, but no DDP around it
+        trainer.accelerator.prepare_model = lambda model, **options: prepare(  # type: ignore[method-assign]
+            model, **{**options, "evaluation_mode": True}
+        )
+
+    def keep_in_step(self, model: nn.Module) -> ImagelessRanks:
+        rehearsal = rehearse(model)
+        return JoiningRanks(model, self.hosts, rehearsal)
+
+    def held(self, model: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: value.to_local() if isinstance(value, DTensor) else value
+            for name, value in model_tensors(model).items()
+        }
+
+    def gather(self, model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        tensors = model_tensors(model)
+        whole = {}
+        for name in tensors if names is None else names:
+            value = tensors[name].detach()
+            value = value.full_tensor() if isinstance(value, DTensor) else value
+            if dist.get_rank() == 0:  # one tensor after the other: a device need not hold them all
+                whole[name] = value.cpu()
+        return whole
+
+    def assign(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        own = model_tensors(model)
+        with torch.no_grad():
+            for name, value in tensors.items():
+                target = own[name]
+                if isinstance(target, DTensor):
+                    value = value.to(target.device, target.dtype)
+                    value = distribute_tensor(value, target.device_mesh, target.placements)
+                target.copy_(value)
+
+    def norm(self, value: Any) -> Any:
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def save_optimizer(self, trainer: Trainer, folder: Path) -> None:
+        state = get_optimizer_state_dict(trainer.model, trainer.optimizer.optimizer, options=_WHOLE)
+        if trainer.args.should_save:
+            torch.save(state, folder / OPTIMIZER_NAME)
+
+    def load_optimizer(self, trainer: Trainer, folder: Path) -> None:
+        state: dict[str, Any] = {}
+        if dist.get_rank() == 0:
+            state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        set_optimizer_state_dict(
+            trainer.model, trainer.optimizer.optimizer, state, options=_FROM_WHOLE
+        )
+
+
+@dataclass
+class Rehearsal:
+    """How one expert goes through its blocks: each call in order."""
+
+    blocks: list[nn.Module] = field(default_factory=list)
+    needs_grad: list[bool] = field(default_factory=list)
+    """Whether what goes into the block depends on a parameter that learns. It decides when FSDP
+    reduces the block's gradients: after the block's own backward pass, or at the end of all."""
+
+
+def rehearse(model: nn.Module) -> dict[str, Rehearsal]:
+    """Run the model on one blank picture, with gradients but without a step. All processes."""
+    towers: dict[str, nn.Module] = dict(model.model.vision_tower.towers.items())  # type: ignore[union-attr, operator]
+    seen = {name: Rehearsal() for name in towers}
+    hooks = []
+    for name in towers:
+        for block in part_blocks(model, f"experts.{name}"):
+            hooks.append(
+                block.register_forward_pre_hook(_note(seen[name]), with_kwargs=True, prepend=True)
+            )
+    config: Any = model.config
+    device = next(model.parameters()).device
+    size = config.vision_config.canvas_size
+    was_training = model.training
+    model.eval()
+    model(
+        input_ids=torch.full((1, config.num_image_tokens), config.image_token_id, device=device),
+        pixel_values=torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device),
+        use_cache=False,
+    )
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _note(rehearsal: Rehearsal) -> Any:
+    def note(block: nn.Module, args: Any, kwargs: Any) -> None:
+        rehearsal.blocks.append(block)
+        values = [*args, *kwargs.values()]
+        rehearsal.needs_grad.append(any(isinstance(v, Tensor) and v.requires_grad for v in values))
+
+    return note
+
+
+class JoiningRanks(ImagelessRanks):
+    """A process without an image goes through the experts' units with an empty token."""
+
+    def __init__(
+        self, model: nn.Module, group: dist.ProcessGroup, rehearsal: Mapping[str, Rehearsal]
+    ) -> None:
+        super().__init__(model, group, join_always=True)
+        self.rehearsal = rehearsal
+        self._inside: str | None = None
+        self._entered = 0
+        for name, expert in self.experts.items():
+            blocks = set(rehearsal[name].blocks)
+            _answer_tokens(expert, self._join_expert(name, expert))
+            expert.register_forward_pre_hook(self._enter(name), prepend=True)
+            expert.register_forward_hook(self._leave)
+            for block in blocks:
+                _answer_tokens(block, _join_unit(block))
+                block.register_forward_pre_hook(self._follow(name), with_kwargs=True, prepend=True)
+
+    def fill_in(self, embeddings: Tensor) -> Tensor:
+        token = embeddings.new_zeros(())
+        tokens = [expert(token) for expert in self.experts.values()]
+        rest = [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not part_of(name).startswith(("experts.", "language"))
+        ]
+        return ZeroGradient.apply(embeddings, *tokens, *rest)
+
+    def _join_expert(self, name: str, expert: Any) -> Callable[[Tensor], Tensor]:
+        rehearsal = self.rehearsal[name]
+        inner = {id(p) for block in set(rehearsal.blocks) for p in block.parameters()}
+        # by name: while a unit is entered, its parameters are other objects
+        outer = {name for name, p in expert.named_parameters() if id(p) not in inner}
+
+        def join(token: Tensor) -> Tensor:
+            own = [p for name, p in expert.named_parameters() if name in outer and p.requires_grad]
+            early = bool(rehearsal.needs_grad) and rehearsal.needs_grad[0]
+            x = ZeroGradient.apply(token, *own) if early else token
+            for block, needs_grad in zip(rehearsal.blocks, rehearsal.needs_grad, strict=True):
+                y = expert.run_block(block, x if needs_grad else x.detach())
+                x = y if needs_grad else ZeroGradient.apply(x, y)
+            return x if early else ZeroGradient.apply(x, *own)
+
+        return join
+
+    # -- an expert follows its rehearsal
+
+    def _enter(self, name: str) -> Any:
+        def enter(module: nn.Module, args: Any) -> None:
+            self._inside, self._entered = name, 0
+
+        return enter
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        assert self._inside is not None
+        if self._entered != len(self.rehearsal[self._inside].blocks):
+            self._differs(self._inside)
+        self._inside = None
+
+    def _follow(self, name: str) -> Any:
+        def follow(block: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._inside is None:
+                return  # computed again in the backward pass
+            order = self.rehearsal[name].blocks
+            if self._entered >= len(order) or order[self._entered] is not block:
+                self._differs(name)
+            self._entered += 1
+
+        return follow
+
+    def _differs(self, name: str) -> None:
+        raise TrainingFault(
+            f"rank {dist.get_rank()}: experts.{name} went through its blocks in another order than "
+            "at the start, or another number of times. Under fsdp2 the other processes would wait "
+            "for it for ever. What an expert computes must not depend on its picture; if it has "
+            "to, use engine: zero2."
+        )
+
+
+def _answer_tokens(module: Any, join: Callable[[Tensor], Tensor]) -> None:
+    """Let `module` answer an empty token by `join`, and everything else as before.
+
+    For good, not for a moment: activation checkpointing asks again in the backward pass.
+    """
+    forward = module.forward
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].ndim == 0:
+            return join(args[0])
+        return forward(*args, **kwargs)
+
+    module.forward = answer
+
+
+def _join_unit(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda token: ZeroGradient.apply(
+        token, *[parameter for parameter in block.parameters() if parameter.requires_grad]
+    )

@@ -37,7 +37,7 @@ def without_sizes(recipe: Recipe) -> dict[str, Any]:
         for key in ("path", "image_root"):
             del entry[key]
     for stage in told["stages"].values():
-        for key in ARGUMENT_SIZES.keys() | {"num_train_epochs", "use_cpu"}:
+        for key in ARGUMENT_SIZES.keys() | {"num_train_epochs"}:
             stage["args"].pop(key, None)
         for key in STAGE_SIZES - {"args", "init_from"}:
             stage.pop(key, None)
@@ -52,7 +52,6 @@ def test_all_that_is_no_size_stays(path: Path, tmp_path: Path) -> None:
         assert small.stages[name].args.keys() - stage.args.keys() <= {
             "max_steps",
             "report_to",
-            "use_cpu",
         }
         for run, tiny in zip(stage_runs(full, name), stage_runs(small, name), strict=True):
             assert (run.trainable, run.rates(1.0)) == (tiny.trainable, tiny.rates(1.0))

@@ -1,7 +1,7 @@
 """Run a recipe: every stage in order, or one of them.
 
     python -m train.run RECIPE.yaml [key.sub=value ...] [--stage NAME [--expert NAME]]
-                        [--list | --dry-run] [--redo]
+                        [--list | --dry-run] [--redo] [--shrink]
 
 A finished stage is skipped and an interrupted one continues where it was. Stages one by one give
 the same weights as all at once: each starts from the checkpoint that an earlier one has written.
@@ -49,6 +49,7 @@ from train.quantize import require_bitsandbytes
 from train.recipe import Recipe, load_recipe, parse_recipe
 from train.recompute import recompute_blocks
 from train.save import LOGS, save_run
+from train.shrink import shrink
 from train.signals import STOP_CODE, Interrupted, SaveAndStop, StopSignals, is_first_process
 from train.sources import check_sources, find_origins, run_identity
 from train.stages import StageRun, stage_runs
@@ -302,6 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--redo", action="store_true", help="replace results of other settings")
     parser.add_argument("--list", action="store_true", help="show the stages and their state")
     parser.add_argument("--dry-run", action="store_true", help="check, show what would learn, stop")
+    parser.add_argument(
+        "--shrink", action="store_true", help="the same with toy sizes and data, on a CPU"
+    )
     told = parser.parse_intermixed_args(arguments)
     try:
         return _main(told)
@@ -316,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(told: argparse.Namespace) -> int:
     recipe = load_recipe(told.recipe, told.overrides)
+    if told.shrink:
+        recipe = shrink(recipe)
     names = [told.stage] if told.stage else list(recipe.stages)
     if told.expert and not told.stage:
         raise ValueError("--expert: say of which --stage.")

@@ -146,7 +146,6 @@ def _shrunken(
 
 def _stage(recipe: Recipe, stage: Stage, told: Mapping[str, Any]) -> dict[str, Any]:
     args = {k: v for k, v in stage.args.items() if k != "num_train_epochs"} | ARGUMENT_SIZES
-    args["use_cpu"] = not torch.cuda.is_available()  # said, or bf16 would be refused there
     if "lr_scheduler_kwargs" in args:  # of a schedule that ends with a decay of so many steps
         args["lr_scheduler_kwargs"] = {
             key: 1 if key.startswith("num_") else value

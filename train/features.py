@@ -116,7 +116,7 @@ class FeatureStore:
 
     def fill(self, datasets: Sequence[FeatureDataset], title: str) -> None:
         """Compute the maps that are missing for the images of `datasets`."""
-        sources: dict[Image, tuple[FeatureDataset, str, Record]] = {}
+        sources: dict[Image, tuple[FeatureDataset, Picture, Record]] = {}
         for dataset in datasets:
             sources |= dataset.image_sources()
         self.images = {image: index for index, image in enumerate(sources)}
@@ -201,8 +201,10 @@ class FeatureCollator(Collator):
         super().__init__(processor)
         self.store = store
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().__call__(samples)
+    def __call__(
+        self, items: Sequence[dict[str, Any]] | Sequence[list[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        batch = super().__call__(items)
         if "pixel_values" in batch:
             batch["pixel_values"] = self.store.gather(batch["pixel_values"])
         return batch

@@ -91,9 +91,8 @@ def parse_record(
         raise ValueError(
             f"{where}: images are given both in a list and inside `content`. Use one of the two."
         )
-    images: Sequence[Picture] = listed or inline
-    if members is not None:
-        images = _members(images, members, where)
+    named = listed or inline
+    images = named if members is None else _members(named, members, where)
     _match_placeholders(messages, images, where, missing_placeholder)
     taken = {"id", "image", "images", "conversations", "messages"}
     extra = {key: value for key, value in raw.items() if key not in taken}
@@ -188,7 +187,7 @@ def _listed_images(raw: Mapping[str, Any], where: str) -> list[str]:
     return paths
 
 
-def _members(names: Sequence[str], members: Mapping[str, Member], where: str) -> list[Member]:
+def _members(names: Sequence[str], members: Mapping[str, Member], where: str) -> Sequence[Picture]:
     """The pictures of a sample in a shard: those that its record names, or all of them."""
     if not names:
         return list(members.values())

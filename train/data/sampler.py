@@ -58,7 +58,7 @@ class EpochSampler(Sampler[int]):
         for start in range(0, len(order), 4096):  # a list of all would be large
             yield from order[start : start + 4096].tolist()
 
-    def order(self) -> NDArray[np.integer[Any]]:
+    def order(self) -> NDArray[Any]:
         """All items in the order of this epoch, (count,)."""
         generator = np.random.default_rng([self.seed, self.epoch])
         items = np.arange(self.count, dtype=np.int32 if self.count < 2**31 else np.int64)

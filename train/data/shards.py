@@ -138,7 +138,7 @@ def _headers(path: Path, advance: Callable[[int], None]) -> Iterator[tarfile.Tar
     try:
         with tarfile.open(path, "r:") as archive:
             while header := archive.next():
-                archive.members = []  # it would keep all of them
+                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
                 advance(archive.offset - passed)
                 passed = archive.offset
                 if header.isfile():

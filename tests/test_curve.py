@@ -84,7 +84,8 @@ def test_a_continued_curve_has_each_step_once(dataset: ConversationDataset, tmp_
     metrics = {f"eval_exact_match_{skill}": 0.25 for skill in ("total", "text", "chart")}
 
     def run(steps: tuple[int, ...], start: int = 0) -> None:
-        writer.on_train_begin(None, SimpleNamespace(global_step=start), None)
+        began = SimpleNamespace(global_step=start, is_world_process_zero=True)
+        writer.on_train_begin(None, began, None)
         for step in steps:
             state = SimpleNamespace(global_step=step, is_world_process_zero=True)
             writer.on_evaluate(None, state, None, metrics)

@@ -75,6 +75,7 @@ def test_a_typo_names_the_nearest_valid_name(
         (["stages.sft.cache_features=true"], "needs frozen experts"),
         (["stages.sft.init_from="], "say where its weights come from"),
         (["stages.sft.args.gradient_accumulation_steps=2"], "not both"),
+        (["stages.sft.args.label_smoothing_factor=0.1"], "not shifted"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,16 @@ class Samples(Dataset[dict[str, Any]]):
         labels = torch.where(ids == 3, -100, ids)
         size = (self.images, 3, 64, 64)
         pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
+        sample = {"input_ids": ids, "labels": labels, "pixel_values": pixels}
+        return {**sample, "id": f"sample-{index}"}
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    batch = {key: torch.stack([s[key] for s in samples]) for key in ("input_ids", "labels")}
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {}
+    for key in ("input_ids", "labels"):
+        batch[key] = torch.stack([sample[key] for sample in samples])
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["sample_ids"] = [sample["id"] for sample in samples]
     pixels = torch.cat([sample["pixel_values"] for sample in samples])
     return {**batch, "pixel_values": pixels} if len(pixels) else batch
 
@@ -60,6 +65,7 @@ def make_trainer(
     images: int = 1,
     rates: dict[str, float] | None = None,
     evaluation: Samples | None = None,
+    options: Mapping[str, Any] | None = None,
     **args: Any,
 ) -> StageTrainer:
     model = copy.deepcopy(START) if model is None else model
@@ -73,6 +79,7 @@ def make_trainer(
         train_dataset=Samples(images),
         eval_dataset=evaluation,
         data_collator=collate,
+        **(options or {}),
         args=TrainingArguments(
             str(out),
             remove_unused_columns=False,

@@ -17,25 +17,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerCallback
 
+from eagle_moe.loss import IGNORE_INDEX
 from train.data import ConversationDataset
 
 CURVE = "curve.jsonl"
 TOTAL = "total"
-_IGNORE = -100
 
 
 def score_batch(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Mean loss (), and whether each sample's supervised tokens are all predicted (B,) int64.
 
-    Logits are computed only at positions where some sample has a supervised token.
+    Without a supervised token the loss is 0. Logits are computed only at positions where some
+    sample has one.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     targets = batch["labels"][:, 1:]
-    columns = (targets != _IGNORE).any(0).nonzero().squeeze(1)
+    columns = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(1)
     targets = targets[:, columns]
     logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits.float()
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORE)
-    right = (logits.argmax(-1) == targets) | (targets == _IGNORE)
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    loss = total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+    right = (logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)
     return loss, right.all(1).long()
 
 

@@ -44,6 +44,8 @@ class MovedCheck(TrainerCallback):
         self.start: dict[str, str] = {}
         """Hash of every tensor when training started."""
         self.has_image = False
+        self.idle = False
+        """Set before a step that is left out, or has nothing to learn from: it proves nothing."""
         self._pending: set[str] = set()
         self._judged: set[str] = set()
         self._without_gradient: list[str] = []
@@ -64,7 +66,8 @@ class MovedCheck(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **_: Any
     ) -> None:
         self._judged = set()
-        if self._pending and any(group["lr"] > 0 for group in optimizer.param_groups):
+        idle, self.idle = self.idle, False
+        if self._pending and not idle and any(g["lr"] > 0 for g in optimizer.param_groups):
             has_image = self.engine.any(self.has_image)
             self._judged = {p for p in self._pending if has_image or p == LANGUAGE_MODEL}
         self.has_image = False

@@ -130,6 +130,14 @@ class Stage(Schema):
     eval: Evaluation | None = None
     save_minutes: float | None = Field(None, gt=0)
     """Minutes after which a resume point is saved, beside every `args.save_steps` steps."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do about a step with a loss or gradient that is not finite; either way its samples
+    are written down, and the weights are not touched."""
+    max_nonfinite: int = Field(10, ge=1)
+    """Steps that may be skipped so; the next one stops the run."""
+    spike_factor: float | None = Field(10.0, gt=1)
+    """A loss or gradient norm above so many times its running median is written down with the
+    samples of the step; null: none is."""
     cache_features: bool = False
     """Compute the experts' maps once per image and keep them on disk; needs frozen experts."""
     dtype: Dtype | None = None
@@ -373,6 +381,11 @@ def _check_arguments(stage: Stage, where: str) -> None:
         _known(name, names - set(SET_BY_THE_RUN), f"{where}: args")
     if stage.packing and stage.length_aware:
         raise ValueError(f"{where}: packing brings rows of like work together: drop length_aware.")
+    if stage.args.get("label_smoothing_factor"):
+        raise ValueError(
+            f"{where}: args.label_smoothing_factor: transformers would smooth labels that are not "
+            "shifted by one, because it does not know this model. Leave it out."
+        )
     if stage.batch_size and "gradient_accumulation_steps" in stage.args:
         raise ValueError(
             f"{where}: give `batch_size` (samples per step) or args.gradient_accumulation_steps, "

@@ -195,6 +195,9 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
             "engine",  # sums are rounded otherwise; resume points are stricter
             "eval",
             "max_unsupervised",
+            "on_nonfinite",  # a run that ended under `stop` has skipped nothing
+            "max_nonfinite",
+            "spike_factor",
             "checkpointing",
             "save_minutes",
         },

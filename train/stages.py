@@ -12,6 +12,7 @@ from eagle_moe.build import ModelSpec
 from eagle_moe.experts import resolve_expert
 from eagle_moe.parts import LANGUAGE_MODEL, all_parts, by_part, resolve_parts
 from eagle_moe.schema import nearest
+from train.health import HealthRules
 from train.recipe import Lora, Recipe, Stage
 
 UNFINISHED = "unfinished"
@@ -122,6 +123,12 @@ class StageRun:
         """Parts that learn through adapters."""
         spread = by_part(self.stage.lora, self.recipe.experts)
         return {part: spread[part] for part in self._mine(self.stage.lora)}
+
+    @property
+    def health(self) -> HealthRules:
+        """What is done about steps that go wrong."""
+        stage = self.stage
+        return HealthRules(stage.on_nonfinite, stage.max_nonfinite, stage.spike_factor)
 
     def rates(self, default: float) -> dict[str, float]:
         """Learning rate of each part that learns."""

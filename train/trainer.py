@@ -17,7 +17,7 @@ from train.continuing import Continuing
 from train.curve import score_batch
 from train.data import EpochSampler, order_of
 from train.engines import Engine, EngineSteps
-from train.health import FiniteSteps
+from train.health import FiniteSteps, HealthRules
 from train.learning import frozen_modules, parameter_groups
 from train.moved import MovedCheck
 from train.muon import MuonWithAdamW
@@ -33,6 +33,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
     - `mark`: what a resume point of this run is marked with; see `Complete`.
     - `muon`: optimise by `train.muon` instead of `args.optim`.
     - `engine`: how the model is spread over processes; default: whole, in one.
+    - `health`: what to do about steps that go wrong.
     - Other arguments as transformers' `Trainer` takes them.
 
     Frozen parts stay in evaluation mode.
@@ -48,6 +49,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         weight_decays: Mapping[str, float] | None = None,
         layer_decays: Mapping[str, float] | None = None,
         engine: Engine | None = None,
+        health: HealthRules | None = None,
         **options: Any,
     ) -> None:
         self.muon = muon
@@ -62,7 +64,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         config = options["model"].config
         before = dict(config.__dict__)
         self.engine.spread(options["model"])
-        super().__init__(**options)
+        super().__init__(rules=health or HealthRules(), **options)
         self.engine.adopt(self)
         # The Trainer writes use_cache = False into the config, which would be saved with the model.
         config.__dict__.pop("use_cache", None)
@@ -108,7 +110,8 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         for module in self._frozen:
             module.eval()
         self.moved.saw(inputs)
-        inputs = {**self._with_image_tokens(inputs), "use_cache": False}
+        told = {"use_cache": False, "skip_logits": True}
+        inputs = {**self._with_image_tokens(inputs), **told}
         return super().compute_loss(model, inputs, *args, **kw)
 
     def _with_image_tokens(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -139,6 +142,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         """Loss, and per sample whether it is right (given twice: the loop wants labels)."""
         with torch.no_grad():
             inputs = self._with_image_tokens(self._prepare_inputs(inputs))
+            inputs = {name: value for name, value in inputs.items() if name != "sample_ids"}
             loss, right = score_batch(model, inputs)
         return loss, right, right
 

@@ -160,8 +160,8 @@ def test_json_and_jsonl_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"id": 1}\n{"id": 2}', r"a\.json: not valid JSON.*Name it \.jsonl"),
-        ("a.json", '{"id": 1}', "expected a list of records, got dict"),
+        ("a.json", '{"id": 1}\n{"id": 2}', r"a\.json: expected a list .* Name it \.jsonl"),
+        ("a.json", '{"id": 1}', "expected a list of records, got an object"),
         ("a.json", "[]", "holds no record"),
         ("a.jsonl", "", "holds no record"),
         ("a.txt", "[]", r"name the file \.jsonl"),

@@ -15,9 +15,10 @@ _QUOTE, _BACKSLASH, _COMMA, _NEWLINE, _SPACE = b'"\\,\n '
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
+_LINES = "Name it .jsonl if it holds one record per line."
 _TOLD = _STEP != 0
 _TOLD[[_QUOTE, _COMMA]] = True
-BOM = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put first
 
 
 def line_spans(pieces: Iterable[bytes]) -> Spans:
@@ -99,10 +100,9 @@ def _look_for_start(scan: _Scan, piece: bytes, where: str) -> None:
     """The first byte that is not blank must open an array (or an object, which is told apart)."""
     if scan.first is not None:
         return
-    rest = piece.removeprefix(BOM) if scan.base == 0 else piece
-    if text := rest.lstrip():
+    if text := piece.lstrip(_BLANK):
         if text[:1] not in (b"[", b"{"):
-            raise ValueError(f"{where}: not valid JSON: it begins with {text[:20]!r}, not with [.")
+            raise ValueError(f"{where}: not valid JSON: it begins with {text[:1]!r}, not with [.")
         scan.first = scan.base + len(piece) - len(text) + 1
 
 
@@ -119,21 +119,18 @@ def _scan_piece(scan: _Scan, values: NDArray[np.uint8], where: str) -> None:
     scan.depth = int(depth[-1]) if len(depth) else scan.depth
     closed = np.flatnonzero(depth == 0)
     end = int(at[closed[0]]) if len(closed) and scan.last is None else None
+    if end is not None and values[end] != ord("]"):
+        raise ValueError(f"{where}: expected a list of records, got an object. {_LINES}")
     if scan.last is not None or end is not None:
         _check_end(values[0 if end is None else end + 1 :], where)
     if end is not None:
-        if values[end] != ord("]"):
-            raise ValueError(f"{where}: expected a list of records, got dict.")
         scan.last = scan.base + end
     scan.commas.append(at[(kinds == _COMMA) & (depth == 1)] + scan.base)
 
 
 def _check_end(rest: NDArray[np.uint8], where: str) -> None:
     if (rest > _SPACE).any():
-        raise ValueError(
-            f"{where}: not valid JSON: there is more after its end. "
-            "Name it .jsonl if it holds one record per line."
-        )
+        raise ValueError(f"{where}: not valid JSON: there is more after the list. {_LINES}")
 
 
 def _escaped(values: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -178,6 +179,12 @@ def shield_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     return loader
 
 
+def _obey_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 class _Shielded:
     """Can be pickled, for workers that are not forked."""
 
@@ -185,8 +192,11 @@ class _Shielded:
         self.prepare = prepare
 
     def __call__(self, worker: int) -> None:
-        for number in (*STOPPING, WARNING):
+        for number in {*STOPPING, WARNING} - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
+        # The parent's own is obeyed: it could not exit without.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_parent, name="parent-watch", daemon=True).start()
         end_with_parent()
         if self.prepare is not None:
             self.prepare(worker)

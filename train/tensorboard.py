@@ -25,3 +25,9 @@ class TensorBoardLog(TensorBoardCallback):
             )
         else:
             super().on_train_begin(args, state, control, **more)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        # The summary after the last step, which a process killed after it would bring twice, is in
+        # `trainer_state.json` alone.
+        if "train_loss" not in logs:
+            super().on_log(args, state, control, logs, **more)

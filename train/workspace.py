@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -17,8 +16,6 @@ from train.stages import StageRun
 
 IDENTITY = "identity.json"
 """In a workspace: what determines the result of the run that began there."""
-
-logger = logging.getLogger(__name__)
 
 
 def mark_of(run: StageRun, identity: Mapping[str, Any]) -> Complete:
@@ -53,7 +50,9 @@ def open_workspace(run: StageRun, mark: Complete, redo: bool) -> Path | None:
     Raises `ValueError` that names what differs if an unfinished run with other settings lives
     there, or a resume point of another run was put there, unless it may be discarded.
     """
-    point = last_point(run.workspace)
+    point, faults = _last_point(run.workspace)
+    for fault in faults:
+        print(f"{run.title}: passed over {fault}")
     path = run.workspace / IDENTITY
     began = _read_identity(path)
     if point is not None and (complete := read_complete(point)) is not None:
@@ -108,12 +107,18 @@ def remove_workspace(run: StageRun) -> None:
 
 
 def last_point(workspace: Path) -> Path | None:
-    """The latest complete resume point; later ones that are not are named in the log."""
+    """The latest complete resume point."""
+    return _last_point(workspace)[0]
+
+
+def _last_point(workspace: Path) -> tuple[Path | None, list[str]]:
+    """The latest complete resume point, and what is wrong with later ones."""
+    faults = []
     for point in reversed(_points(workspace)):
         if (fault := _fault(point)) is None:
-            return point
-        logger.warning("passed over %s", fault)
-    return None
+            return point, faults
+        faults.append(fault)
+    return None, faults
 
 
 def retire_points(workspace: Path, limit: int | None, keep: Collection[Path]) -> None:

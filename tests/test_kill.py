@@ -1,0 +1,302 @@
+"""A run that is killed at any moment, again and again, ends where one that was left alone ends."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers.trainer
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import make_world
+from transformers import Trainer
+from transformers.integrations import TensorBoardCallback
+
+import train.run
+from train.continuing import Continuing
+from train.curve import CurveWriter
+from train.resume import ResumePoints
+from train.run import main, run_recipe
+from train.tensorboard import TensorBoardLog
+from train.workspace import last_point
+
+KILLS = 20
+STEPS = 14
+SEED = 5
+Recipe = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Shuffled data over three epochs, loader workers, accumulation, dropout, LoRA, evaluation.
+
+    Saves, log lines and evaluations fall on different steps, and the rate does not fall to zero.
+    """
+    folder = tmp_path_factory.mktemp("world")
+    recipe = make_world(folder)
+    sft = recipe["stages"]["sft"] | {
+        "init_from": [],
+        "trainable": ["experts.clip", "connector"],
+        "lora": {"language_model": {"r": 2, "dropout": 0.2}},
+        "eval": {"data": "test", "every": 5, "batch_size": 4},
+        "args": {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 1,
+            "dataloader_num_workers": 2,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant_with_warmup",
+            "logging_steps": 2,
+            "save_steps": 3,
+            "save_total_limit": 2,
+            "report_to": "tensorboard",
+        },
+    }
+    return recipe | {"stages": {"sft": sft}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Recipe) -> Path:
+    return run_recipe(world)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that a finished run leaves, but for times: weights, losses, curve, TensorBoard."""
+    state = json.loads((folder / "trainer_state.json").read_text())
+    events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0, "tensors": 0})
+    scalars = events.Reload()
+    return {
+        "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "log": [without_times(entry) for entry in state["log_history"]],
+        "curve": (folder / "curve.jsonl").read_text(),
+        "tensorboard": without_times(
+            {
+                tag: [(event.step, event.value) for event in scalars.Scalars(tag)]
+                for tag in scalars.Tags()["scalars"]
+            }
+        ),
+        "texts": {tag: len(scalars.Tensors(tag)) for tag in scalars.Tags()["tensors"]},
+    }
+
+
+def without_times(entry: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in entry.items() if not k.endswith(("runtime", "per_second"))}
+
+
+class Attempt:
+    """A run in a process group of its own, which is killed from outside or kills itself."""
+
+    def __init__(self, recipe: Recipe, prepare: Callable[[], None] = lambda: None) -> None:
+        self.log = Path(recipe["output_dir"] + ".log")
+        context = multiprocessing.get_context("fork")
+        self.began, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=self._work, args=(recipe, prepare, sender))
+        self.process.start()
+        sender.close()
+
+    def _work(self, recipe: Recipe, prepare: Callable[[], None], began: Connection) -> None:
+        os.setpgid(0, 0)
+        sys.stdout = sys.stderr = self.log.open("a", buffering=1)
+        prepare()
+        at_steps(lambda step: began.send(step))
+        told = self.log.with_suffix(".yaml")
+        told.write_text(yaml.safe_dump(recipe))
+        sys.exit(main([str(told)]))
+
+    def kill(self, seconds: float, after_a_step: bool) -> None:
+        if after_a_step:
+            self.began.poll(60)
+        time.sleep(seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+
+    def exit_code(self) -> int:
+        self.process.join(120)
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+
+def at_steps(call: Callable[[int], object]) -> None:
+    """In this process, call with the number of finished steps before every forward pass."""
+    training_step = Continuing.training_step
+
+    def marked(self: Continuing, *args: Any, **options: Any) -> Any:
+        call(self.state.global_step)
+        return training_step(self, *args, **options)
+
+    Continuing.training_step = marked  # type: ignore[method-assign]
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(step: int) -> Callable[[], None]:
+    return lambda: at_steps(lambda now: die() if now == step else None)
+
+
+def die_saving(at: int) -> Callable[[], None]:
+    """Die at file operation `at` of all saves together.
+
+    Opening, making, renaming and removing a file are operations, so this is between any two.
+    """
+    left, depth = at, 0
+
+    def count(event: str, _: Any) -> None:
+        nonlocal left
+        if depth and left and event.startswith(("open", "os.", "shutil.")):
+            left -= 1
+            if not left:
+                die()
+
+    def marked(save: Callable[..., None]) -> Callable[..., None]:
+        def saving(*args: Any, **options: Any) -> None:
+            nonlocal depth
+            depth += 1
+            save(*args, **options)
+            depth -= 1
+
+        return saving
+
+    def prepare() -> None:
+        sys.addaudithook(count)
+        ResumePoints._save_checkpoint = marked(ResumePoints._save_checkpoint)  # type: ignore
+        train.run.save_run = marked(train.run.save_run)
+
+    return prepare
+
+
+def test_twenty_kills_change_nothing(world: Recipe, undisturbed: Path, tmp_path: Path) -> None:
+    expected, dice, kills = result(undisturbed), random.Random(SEED), []
+    for number in itertools.count():
+        recipe = world | {"output_dir": str(tmp_path / f"{number}")}
+        while not Path(recipe["output_dir"], "sft").exists():
+            kind = dice.choice(["saving", "saving", "stepping", "any"])
+            if len(kills) >= KILLS:
+                attempt = Attempt(recipe)
+            elif kind == "saving":
+                attempt = Attempt(recipe, die_saving(dice.randint(1, 150)))
+            else:
+                attempt = Attempt(recipe)
+                attempt.kill(dice.uniform(0, 1.5), after_a_step=kind == "stepping")
+            code = attempt.exit_code()
+            assert code in (0, -signal.SIGKILL), attempt.log.read_text()
+            kills += [kind] * (code != 0)
+        run_recipe(recipe)  # killed after the last rename, it has only its workspace to remove
+        assert result(Path(recipe["output_dir"], "sft")) == expected
+        assert os.listdir(recipe["output_dir"]) == ["sft"]
+        if len(kills) >= KILLS:
+            break
+    assert kills.count("saving") >= KILLS // 4
+
+
+@pytest.fixture(scope="module")
+def interrupted(world: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run that was killed after step 11, of which resume point 9 is the last."""
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+    assert Attempt(world | {"output_dir": str(out)}, die_at(11)).exit_code() == -signal.SIGKILL
+    assert last_point(out / "unfinished/sft") == out / "unfinished/sft/checkpoint-9"
+    return out
+
+
+def go_on(
+    world: Recipe, interrupted: Path, out: Path, prepare: Callable[[], None] = lambda: None
+) -> Attempt:
+    shutil.copytree(interrupted, out)
+    return Attempt(world | {"output_dir": str(out)}, prepare)
+
+
+def put(holder: Any, name: str, instead: Callable[..., Any]) -> Callable[[], None]:
+    return lambda: setattr(holder, name, instead)
+
+
+def nothing(*_: Any, **__: Any) -> None: ...
+
+
+def log_anew(self: TensorBoardLog, *args: Any, **more: Any) -> None:
+    TensorBoardCallback.on_train_begin(self, *args, **more)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "shown"),
+    [
+        (put(Trainer, "_load_rng_state", nothing), {"weights", "log"}),
+        (
+            put(transformers.trainer, "skip_first_batches", lambda loader, _: loader),
+            {"weights", "log"},
+        ),
+        (put(Continuing, "_restore", nothing), {"log", "tensorboard"}),
+        (put(CurveWriter, "on_train_begin", nothing), {"curve"}),
+        (put(TensorBoardLog, "on_train_begin", log_anew), {"tensorboard"}),
+    ],
+    ids=["random numbers", "order of samples", "totals", "curve", "tensorboard"],
+)
+def test_the_comparison_sees_what_is_not_restored(
+    world: Recipe,
+    undisturbed: Path,
+    interrupted: Path,
+    tmp_path: Path,
+    mistake: Callable[[], None],
+    shown: set[str],
+) -> None:
+    attempt = go_on(world, interrupted, tmp_path / "run", mistake)
+    assert attempt.exit_code() == 0, attempt.log.read_text()
+    expected, found = result(undisturbed), result(tmp_path / "run/sft")
+    assert shown <= {name for name in expected if expected[name] != found[name]}
+
+
+def test_it_says_where_it_goes_on_and_what_it_passes_over(
+    world: Recipe, undisturbed: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(interrupted, tmp_path / "run")
+    point = tmp_path / "run/unfinished/sft/checkpoint-9"
+    (point / "optimizer.pt").write_bytes(b"half")
+    attempt = Attempt(world | {"output_dir": str(tmp_path / "run")})
+    assert attempt.exit_code() == 0, attempt.log.read_text()
+    said = attempt.log.read_text()
+    assert f"passed over {point}: optimizer.pt has 4 bytes instead of" in said
+    assert f"sft: continues from {point.with_name('checkpoint-6')}" in said
+    assert result(tmp_path / "run/sft") == result(undisturbed)
+
+
+def test_killed_after_its_last_step_it_makes_no_other_one(
+    world: Recipe, undisturbed: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    attempt = go_on(world, interrupted, out, put(train.run, "save_run", die))
+    assert attempt.exit_code() == -signal.SIGKILL
+    assert last_point(out / "unfinished/sft") == out / f"unfinished/sft/checkpoint-{STEPS}"
+    run_recipe(world | {"output_dir": str(out)})
+    assert result(out / "sft") == result(undisturbed)
+
+
+def test_a_full_disk_stops_the_run_and_costs_no_resume_point(
+    world: Recipe, undisturbed: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+
+    def fill(step: int) -> None:
+        if step == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+    attempt = go_on(world, interrupted, out, lambda: at_steps(fill))
+    assert attempt.exit_code() == 2
+    assert "checkpoint-12: no room to save it" in attempt.log.read_text()
+    assert last_point(out / "unfinished/sft") == out / "unfinished/sft/checkpoint-9"
+    assert not list((out / "unfinished/sft").glob(".*"))
+    run_recipe(world | {"output_dir": str(out)})
+    assert result(out / "sft") == result(undisturbed)

@@ -65,6 +65,11 @@ def _check_engine(run: StageRun, engine: Engine, args: TrainingArguments) -> Non
             f"stages.{run.name}: lora: quantize: weights in 4 bit stay whole, and engine: "
             f"{engine.name} splits or rounds them. Choose engine: ddp."
         )
+    if run.stage.ema and not engine.can_average:
+        raise ValueError(
+            f"stages.{run.name}: ema: the average of pieces cannot be put together under engine: "
+            f"{engine.name}. Choose engine: zero2 or fsdp2."
+        )
     if engine.splits_optimizer and run.stage.muon:
         raise ValueError(
             f"stages.{run.name}: muon needs whole matrices, and engine: {engine.name} splits them. "

@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from eagle_moe.build import ModelSpec
 from eagle_moe.config import EagleMixConfig
@@ -71,6 +71,20 @@ class Lora(Schema):
     use_dora: bool = False
 
 
+class Ema(Schema):
+    """An exponential moving average of weights."""
+
+    decay: float = Field(gt=0, lt=1)
+    """What an average keeps of itself in each step."""
+    memory: Literal["device", "host"] = "device"
+    """Where it is kept, 4 bytes for each weight that learns: beside the weights or in the host's
+    memory, to which they then go in each step."""
+
+
+def _ema_of_number(given: Any) -> Any:
+    return {"decay": given} if isinstance(given, int | float) else given
+
+
 class Source(Schema):
     """One entry of `init_from`."""
 
@@ -110,6 +124,9 @@ class Stage(Schema):
     """Weight decay by part; what is not listed takes `args.weight_decay`."""
     layer_decay: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
     """Factor by part on the learning rate for every block further from the part's end."""
+    ema: Annotated[Ema, BeforeValidator(_ema_of_number)] | None = None
+    """A moving average of the weights that learn, which the stage ends in instead of the weights
+    of its last step; a number is its `decay`."""
     checkpointing: list[str] = []
     """Parts whose blocks are computed again in the backward pass instead of kept."""
     muon: bool = False

@@ -16,6 +16,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from eagle_moe.checkpoint import Complete, write_checkpoint, write_json
 from eagle_moe.parts import model_tensors, part_of
+from train.ema import MovingAverage
 from train.engines import Engine
 from train.learning import learning_names, learning_parts
 from train.workspace import retire_points
@@ -36,6 +37,7 @@ class ResumePoints(Trainer):
 
     mark: Complete
     engine: Engine
+    ema: MovingAverage | None = None
     _save_folder: Path | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -94,6 +96,8 @@ class ResumePoints(Trainer):
                 metadata={"format": "pt"},
             )
             write_json(Path(output_dir) / ENGINE, self.engine.identity)
+        if self.ema is not None:
+            self.ema.save(Path(output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.engine.save_optimizer(self, Path(output_dir))
@@ -144,6 +148,8 @@ class ResumePoints(Trainer):
                 f"{', '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}."
             )
         self.engine.assign(self.model, saved)
+        if self.ema is not None:
+            self.ema.load(point)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None

@@ -144,6 +144,7 @@ def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
             mark,
             muon=run.stage.muon,
             engine=engine,
+            ema=run.stage.ema,
             health=run.health,
             weight_decays=run.of_learning_parts(run.stage.weight_decay),
             layer_decays=run.of_learning_parts(run.stage.layer_decay),

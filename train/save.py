@@ -17,6 +17,7 @@ from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import model_tensors, part_hashes, part_of, tensor_hashes
 from eagle_moe.processor import EagleMixProcessor
 from train.curve import CURVE
+from train.engines import Engine
 from train.health import HEALTH
 from train.learning import learning_parts
 from train.lora import merge_lora
@@ -43,20 +44,23 @@ def save_run(
 ) -> None:
     """Write the checkpoint of a run that was trained to its end. All processes.
 
-    Adapters are merged into the weights; they are also kept alone, in peft's format, under
-    `adapters/<part>`. `empty`: model and adapters of the run without weights, into which process 0
-    puts together what an engine holds in pieces. Raises `SaveFailed` if the disk is full.
+    A moving average takes the place of what it is of. Adapters are merged into the weights; they
+    are also kept alone, in peft's format, under `adapters/<part>`. `empty`: model and adapters of
+    the run without weights, into which process 0 puts together what an engine holds in pieces.
+    Raises `SaveFailed` if the disk is full.
     """
     model: EagleMixForConditionalGeneration = trainer.accelerator.unwrap_model(trainer.model)
     learned = learning_parts(model)
     trainer.moved.check_frozen(model)
     whole = trainer.engine.keeps_whole
     gathered = {} if whole else trainer.engine.gather(model)
+    averaged = trainer.ema.whole() if trainer.ema else {}
     if not trainer.args.should_save:
         return
     if not whole:
         model, adapters = empty()
         _fill(model, gathered)
+    Engine().assign(model, averaged)
     with write_checkpoint(run.folder, mark) as draft:
         if adapters is not None:
             merge_lora(adapters, draft / ADAPTERS)

@@ -6,6 +6,7 @@ It knows parts and learning rates, and no stage by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from eagle_moe.checkpoint import Complete
 from train.continuing import Continuing
 from train.curve import score_batch
 from train.data import EpochSampler, order_of
+from train.ema import MovingAverage
 from train.engines import Engine, EngineSteps
 from train.health import FiniteSteps, HealthRules
 from train.learning import frozen_modules, parameter_groups
 from train.moved import MovedCheck
 from train.muon import MuonWithAdamW
+from train.recipe import Ema
 from train.resume import ResumePoints
 
 
@@ -33,6 +36,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
     - `mark`: what a resume point of this run is marked with; see `Complete`.
     - `muon`: optimise by `train.muon` instead of `args.optim`.
     - `engine`: how the model is spread over processes; default: whole, in one.
+    - `ema`: keep a moving average of what learns; evaluation looks at that.
     - `health`: what to do about steps that go wrong.
     - Other arguments as transformers' `Trainer` takes them.
 
@@ -49,6 +53,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         weight_decays: Mapping[str, float] | None = None,
         layer_decays: Mapping[str, float] | None = None,
         engine: Engine | None = None,
+        ema: Ema | None = None,
         health: HealthRules | None = None,
         **options: Any,
     ) -> None:
@@ -74,6 +79,9 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.order = order_of(self.train_dataset, seed, step * self.args.world_size)
+        if ema is not None:
+            self.ema = MovingAverage(ema, self.engine, options["model"])
+            self.add_callback(self.ema)
         self.add_callback(EngineSteps(self.engine))  # after the check, which looks at gradients
 
     # -- optimisation
@@ -131,9 +139,13 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
     # -- evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`; leaves the random numbers of training alone."""
+        """As `Trainer.evaluate`, of the moving average if there is one.
+
+        Leaves the random numbers of training alone.
+        """
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        averaged = self.ema.in_place() if self.ema else nullcontext()
+        with torch.random.fork_rng(devices=devices), averaged:
             return super().evaluate(*args, **kwargs)
 
     def prediction_step(

@@ -36,6 +36,8 @@ class Engine:
     """Whether a process holds but a piece of each tensor while it trains."""
     splits_optimizer = False
     """Whether the optimizer sees pieces of the tensors that learn."""
+    can_average = True
+    """Whether pieces that stand in `held` are what `gather` puts together."""
     keeps_dtype = True
     """Whether weights keep the dtype in which they were loaded."""
 

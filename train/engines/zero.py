@@ -63,6 +63,7 @@ class Zero(ManyProcesses):
         if self.stage not in (1, 2, 3):
             raise ValueError(f"{path}: zero_optimization.stage = {self.stage}: give 1, 2 or 3.")
         self.joins_forward = self.splits_weights = self.stage == 3
+        self.can_average = self.stage != 3  # `gather` reads the optimizer's pieces instead
         self._touched: set[int] = set()
 
     @property

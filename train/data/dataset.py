@@ -246,7 +246,7 @@ def _kept(count: int, skipped: Sequence[int], spec: DataSpec) -> NDArray[np.int6
     """Records in use, or None: all of them, which costs no memory."""
     if not skipped and (spec.limit is None or spec.limit >= count):
         return None
-    kept = np.setdiff1d(np.arange(count), np.asarray(skipped, dtype=np.int64))
+    kept = np.delete(np.arange(count), np.asarray(skipped, dtype=np.int64))
     if spec.limit is not None and spec.limit < len(kept):
         kept = kept[choose(len(kept), spec.limit)]
     if len(kept) == 0:

@@ -12,7 +12,7 @@ of its sample, by name.
 A tar keeps every member whole and uncompressed, so that an index of offsets makes each sample one
 read of its own bytes, in any order: the order of samples, resuming included, is that of any other
 file. (A row of a Parquet file costs decoding its row group, hundreds of pictures as a rule; take
-such data in with `python -m train.data.pack_shards`.)
+such data in with `python -m train.data.write_shards`.)
 """
 
 from __future__ import annotations

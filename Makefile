@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest check format train prealign align sft doctor eval chat clean
+.PHONY: help setup demo bench-train test test-oldest check format train prealign align sft doctor eval chat clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +60,11 @@ eval: setup  ## scores with intervals: make eval MODEL=runs/... DATA=folder of a
 	  --out $(or $(OUT),$(MODEL)/eval) $(ARGS)
 
 given = $(or $($(1)),$(error say $(1)=... (see make help)))
+
+# ---- measure -----------------------------------------------------------------------------------
+
+bench-train: setup  ## packing, loss head, loader, records: ratios side by side (docs/benchmarks.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m train.bench $(ARGS)
 
 # ---- check -------------------------------------------------------------------------------------
 

@@ -10,13 +10,15 @@ import io
 import math
 import struct
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from eagle_moe.schema import Schema, nearest
@@ -55,7 +57,7 @@ def load_image(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = source if isinstance(source, Image.Image) else _open(source, name)
         _check(image, name, max_pixels, frames)
-        return _to_rgb(ImageOps.exif_transpose(image), name)
+        return _plain_jpeg(image) or _to_rgb(ImageOps.exif_transpose(image), name)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Make the image smaller.") from None
     except (OSError, SyntaxError, EOFError, struct.error) as error:
@@ -103,6 +105,40 @@ def _check(image: Image.Image, name: str, max_pixels: int, frames: str) -> None:
         image.seek(0)
 
 
+def _plain_jpeg(image: Image.Image) -> Image.Image | None:
+    """The pixels of an upright RGB JPEG that is not decoded yet, by simplejpeg if it is there.
+
+    They are Pillow's, in three quarters of its time. None: Pillow has to do it, also to say what is
+    wrong with a file that simplejpeg refuses.
+    """
+    source, decode = getattr(image, "fp", None), _jpeg_decoder()
+    if image.format != "JPEG" or image.mode != "RGB" or not isinstance(source, io.BytesIO):
+        return None
+    if decode is None or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    try:
+        return Image.fromarray(decode(source.getvalue(), colorspace="RGB"))
+    except ValueError:
+        return None
+
+
+@cache
+def _jpeg_decoder() -> Callable[..., np.ndarray] | None:
+    """simplejpeg's, if it gives Pillow's pixels: one may be linked with another libjpeg."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", subsampling=subsampling)
+        theirs = decode_jpeg(file.getvalue(), colorspace="RGB")
+        if not np.array_equal(theirs, np.asarray(Image.open(file))):
+            return None
+    return decode_jpeg
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's convert would clip 16-bit grey at 255 instead of scaling it.
@@ -140,11 +176,17 @@ def to_canvas(
     square = _pad_to_square(image, fill) if fit == "pad" else _crop_to_square(image, size)
     if square.size != (size, size):
         square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    # band by band, which takes two thirds of the time that permuting the pixels would
+    canvas = np.empty((3, size, size), dtype=np.uint8)
+    for number, band in enumerate(square.split()):
+        canvas[number] = np.asarray(band)
+    return torch.from_numpy(canvas)
 
 
 def _pad_to_square(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
     side = max(image.size)
+    if image.size == (side, side):
+        return image
     limit = math.isqrt(MAX_PIXELS)
     if side > limit:  # a long strip: its square would be huge, though the image is not
         shrunk = (max(1, image.width * limit // side), max(1, image.height * limit // side))

@@ -14,6 +14,8 @@ from eagle_moe import canvas
 from eagle_moe.canvas import (
     CLIP_MEAN_COLOUR,
     ViewSpec,
+    _jpeg_decoder,
+    _plain_jpeg,
     cut_view,
     load_image,
     resize,
@@ -200,3 +202,51 @@ def test_view_is_resized_and_normalised():
 def test_equal_size_is_left_alone(interpolation):
     x = torch.rand(1, 3, 8, 8)
     assert resize(x, 8, ViewSpec(size=8, interpolation=interpolation)) is x
+
+
+# JPEG by simplejpeg
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"quality": 98}])
+@pytest.mark.parametrize("size", [(1, 1), (17, 13), (301, 8), (160, 121)])
+def test_a_jpeg_has_the_pixels_that_pillow_gives(
+    subsampling: str, options: dict[str, object], size: tuple[int, int]
+) -> None:
+    pytest.importorskip("simplejpeg")
+    data = encoded(noise(*size), "JPEG", subsampling=subsampling, **options)
+    assert _plain_jpeg(Image.open(io.BytesIO(data))) is not None
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(load_image(data)), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_jpegs_go_to_pillow(mode: str) -> None:
+    data = encoded(noise(40, 30, mode), "JPEG")
+    assert _plain_jpeg(Image.open(io.BytesIO(data))) is None
+    assert load_image(data).size == (40, 30)
+
+
+def test_a_jpeg_on_its_side_is_put_upright() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    data = encoded(noise(40, 30), "JPEG", exif=exif)
+    assert load_image(data).size == (30, 40)
+
+
+@pytest.mark.parametrize("keep", [-1, -2, -30, 400])
+def test_a_truncated_jpeg_is_refused_as_before(keep: int) -> None:
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        load_image(encoded(noise(160, 121), "JPEG")[:keep])
+
+
+def test_a_decoder_with_other_pixels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    simplejpeg = pytest.importorskip("simplejpeg")
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: decode(*a, **k) ^ 1)
+    assert _jpeg_decoder.__wrapped__() is None

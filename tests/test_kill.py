@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers.trainer
-import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import make_world
+from interrupted import STEPS, Attempt, Recipe, at_steps, make_hard_world, put, result
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
@@ -31,114 +23,22 @@ import train.run
 from train.continuing import Continuing
 from train.curve import CurveWriter
 from train.resume import ResumePoints
-from train.run import main, run_recipe
+from train.run import run_recipe
 from train.tensorboard import TensorBoardLog
 from train.workspace import last_point
 
 KILLS = 20
-STEPS = 14
 SEED = 5
-Recipe = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Shuffled data over three epochs, loader workers, accumulation, dropout, LoRA, evaluation.
-
-    Saves, log lines and evaluations fall on different steps, and the rate does not fall to zero.
-    """
-    folder = tmp_path_factory.mktemp("world")
-    recipe = make_world(folder)
-    sft = recipe["stages"]["sft"] | {
-        "init_from": [],
-        "trainable": ["experts.clip", "connector"],
-        "lora": {"language_model": {"r": 2, "dropout": 0.2}},
-        "eval": {"data": "test", "every": 5, "batch_size": 4},
-        "args": {
-            "max_steps": STEPS,
-            "per_device_train_batch_size": 1,
-            "dataloader_num_workers": 2,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant_with_warmup",
-            "logging_steps": 2,
-            "save_steps": 3,
-            "save_total_limit": 2,
-            "report_to": "tensorboard",
-        },
-    }
-    return recipe | {"stages": {"sft": sft}}
+    return make_hard_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(world: Recipe) -> Path:
     return run_recipe(world)
-
-
-def result(folder: Path) -> dict[str, Any]:
-    """All that a finished run leaves, but for times: weights, losses, curve, TensorBoard."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0, "tensors": 0})
-    scalars = events.Reload()
-    return {
-        "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        "log": [without_times(entry) for entry in state["log_history"]],
-        "curve": (folder / "curve.jsonl").read_text(),
-        "tensorboard": without_times(
-            {
-                tag: [(event.step, event.value) for event in scalars.Scalars(tag)]
-                for tag in scalars.Tags()["scalars"]
-            }
-        ),
-        "texts": {tag: len(scalars.Tensors(tag)) for tag in scalars.Tags()["tensors"]},
-    }
-
-
-def without_times(entry: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in entry.items() if not k.endswith(("runtime", "per_second"))}
-
-
-class Attempt:
-    """A run in a process group of its own, which is killed from outside or kills itself."""
-
-    def __init__(self, recipe: Recipe, prepare: Callable[[], None] = lambda: None) -> None:
-        self.log = Path(recipe["output_dir"] + ".log")
-        context = multiprocessing.get_context("fork")
-        self.began, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=self._work, args=(recipe, prepare, sender))
-        self.process.start()
-        sender.close()
-
-    def _work(self, recipe: Recipe, prepare: Callable[[], None], began: Connection) -> None:
-        os.setpgid(0, 0)
-        sys.stdout = sys.stderr = self.log.open("a", buffering=1)
-        prepare()
-        at_steps(lambda step: began.send(step))
-        told = self.log.with_suffix(".yaml")
-        told.write_text(yaml.safe_dump(recipe))
-        sys.exit(main([str(told)]))
-
-    def kill(self, seconds: float, after_a_step: bool) -> None:
-        if after_a_step:
-            self.began.poll(60)
-        time.sleep(seconds)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
-
-    def exit_code(self) -> int:
-        self.process.join(120)
-        assert self.process.exitcode is not None
-        return self.process.exitcode
-
-
-def at_steps(call: Callable[[int], object]) -> None:
-    """In this process, call with the number of finished steps before every forward pass."""
-    training_step = Continuing.training_step
-
-    def marked(self: Continuing, *args: Any, **options: Any) -> Any:
-        call(self.state.global_step)
-        return training_step(self, *args, **options)
-
-    Continuing.training_step = marked  # type: ignore[method-assign]
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -218,10 +118,6 @@ def go_on(
 ) -> Attempt:
     shutil.copytree(interrupted, out)
     return Attempt(world | {"output_dir": str(out)}, prepare)
-
-
-def put(holder: Any, name: str, instead: Callable[..., Any]) -> Callable[[], None]:
-    return lambda: setattr(holder, name, instead)
 
 
 def nothing(*_: Any, **__: Any) -> None: ...

@@ -13,9 +13,14 @@ import torch
 from conftest import make_config, make_model
 from safetensors.torch import load_file
 from tiny_run import make_world
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModel,
+    Qwen3NextConfig,
+)
 
-from train.data import Collator, DataSpec, PackedDataset, build_dataset
+from train.data import Collator, DataSpec, PackedDataset, build_dataset, check_keeps_apart
 from train.data.labels import IGNORE_INDEX
 from train.data.packing import plan_rows
 from train.progress import ProgressReport
@@ -283,3 +288,31 @@ def test_both_ways_to_save_padding_at_once_are_refused(tmp_path):
     recipe["stages"]["sft"] |= {"packing": True, "length_aware": True}
     with pytest.raises(ValueError, match=r"stages\.sft: packing brings rows of like work"):
         parse_recipe(recipe, "recipe")
+
+
+def test_models_that_would_mix_samples_are_refused(models):
+    language_model = models["sdpa"].model.language_model
+    check_keeps_apart(language_model)
+
+    class Recurrent(torch.nn.Module):
+        config = language_model.config
+
+        def forward(self, inputs_embeds):
+            return inputs_embeds
+
+    with pytest.raises(ValueError, match="packing: Recurrent takes no position_ids"):
+        check_keeps_apart(Recurrent())
+    hybrid = AutoModel.from_config(
+        Qwen3NextConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            num_experts=0,
+            vocab_size=32,
+        )
+    )
+    with pytest.raises(ValueError, match=r"linear_attention.*carry a state"):
+        check_keeps_apart(hybrid)

@@ -3,7 +3,7 @@
 from train.data.collator import Collator
 from train.data.dataset import ConversationDataset, DataSpec
 from train.data.mixture import MixtureDataset, build_dataset
-from train.data.packing import PackedDataset
+from train.data.packing import PackedDataset, check_keeps_apart
 from train.data.sampler import EpochSampler, order_of
 from train.data.supervision import Supervision, check_supervision
 
@@ -16,6 +16,7 @@ __all__ = [
     "PackedDataset",
     "Supervision",
     "build_dataset",
+    "check_keeps_apart",
     "check_supervision",
     "order_of",
 ]

@@ -18,12 +18,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import Dataset
 
 from train.data.dataset import ConversationDataset
@@ -197,3 +199,19 @@ class PackedDataset(Dataset[list[dict[str, Any]]]):
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
         """See `MixtureDataset.named`."""
         return self.dataset.named(what, limit)
+
+
+def check_keeps_apart(language_model: nn.Module) -> None:
+    """Raises `ValueError` for a model that does not know samples in a row by their positions."""
+    name = type(language_model).__name__
+    layers = set(getattr(language_model.config, "layer_types", None) or ())
+    if "position_ids" not in signature(language_model.forward).parameters:
+        raise ValueError(
+            f"packing: {name} takes no position_ids, so samples in a row would see each other. "
+            "Leave packing out; length_aware saves padding, too."
+        )
+    if odd := layers - {"full_attention", "sliding_attention", "chunked_attention"}:
+        raise ValueError(
+            f"packing: {name} has layers ({', '.join(sorted(odd))}) that carry a state from sample "
+            "to sample in a row. Leave packing out; length_aware saves padding, too."
+        )

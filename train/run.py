@@ -36,6 +36,7 @@ from train.data import (
     ConversationDataset,
     MixtureDataset,
     PackedDataset,
+    check_keeps_apart,
     check_supervision,
 )
 from train.engines import make_engine
@@ -130,6 +131,8 @@ def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
         processor, config = _build(run)
         dataset, held_out = _data(run, processor)
         model = load_model(run, config, origins)
+        if run.stage.packing:
+            check_keeps_apart(model.model.language_model)
         adapters = _open(run, model)
         rates = run.rates(args.learning_rate)
         histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in origins}

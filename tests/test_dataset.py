@@ -1,6 +1,7 @@
 """Dataset: what the model gets is what the record says; a bad picture is never papered over."""
 
 import json
+import multiprocessing
 import pickle
 import zlib
 from multiprocessing.reduction import ForkingPickler
@@ -303,3 +304,45 @@ def test_deliberate_mistake_another_picture_is_noticed(data, tiny_processor, mak
     before = dataset[0]["pixel_values"][0]
     make_image(40, 30, seed=99).save(data.parent / "images/0.png")
     assert not np.array_equal(before, dataset[0]["pixel_values"][0])
+
+
+# Counts over processes and over restarts
+
+
+def _rank(rank, path, processor, address, results):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{address}", rank=rank, world_size=2
+    )
+    dataset = ConversationDataset(spec(path), processor, 43)
+    for index in ([0, 1], [1, 2])[rank]:  # both see one of them
+        dataset.encode(index)
+    dataset.share_counts(torch.device("cpu"))
+    results.put(dataset.counts())
+    torch.distributed.destroy_process_group()
+
+
+def test_counts_of_several_processes_are_those_of_all_together(data, tiny_processor, tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=_rank, args=(n, data, tiny_processor, tmp_path / "meet", results))
+        for n in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    expected = {"records": 4, "skipped": 0, "seen": 3, "cut": 2, "unsupervised": 1}
+    assert [results.get(timeout=60) for _ in ranks] == [expected] * 2
+    for rank in ranks:
+        rank.join()
+
+
+def test_a_continued_run_goes_on_counting(data, tiny_processor):
+    first = ConversationDataset(spec(data), tiny_processor, 43)
+    first.encode(1)
+    kept = first.state_dict()
+    first.encode(2)
+    second = ConversationDataset(spec(data), tiny_processor, 43)
+    second.load_state_dict(kept)
+    second.encode(1)
+    assert second.counts()["seen"] == 1
+    assert second.counts()["unsupervised"] == 1

@@ -15,6 +15,7 @@ from eagle_moe.canvas import load_image, to_canvas
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor
 from train.data import DataSpec
+from train.data.write_shards import write_shards
 from train.features import FeatureCollator, FeatureDataset, FeatureStore, MapFile, image_of
 
 MODEL = make_model(make_config(grid=4))
@@ -173,3 +174,10 @@ def test_too_little_room_is_said_before_anything_is_written(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(ValueError, match=r"cache_features: .* GiB are free"):
         make_store(world, tiny_processor).fill([dataset(world, tiny_processor)], "test")
+
+
+def test_pictures_in_shards_are_refused(world: Path, tiny_processor: EagleMixProcessor) -> None:
+    write_shards(str(world / "questions.jsonl"), world / "shards", None, per_shard=100)
+    data = FeatureDataset(DataSpec(path=str(world / "shards")), tiny_processor, None)
+    with pytest.raises(ValueError, match=r"shard-00000\.tar/.*cache_features .* takes none from"):
+        make_store(world, tiny_processor).fill([data], "test")

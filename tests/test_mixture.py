@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from train.data import DataSpec, build_dataset
+from train.data import DataSpec, build_dataset, order_of
 
 
 @pytest.fixture
@@ -76,3 +76,53 @@ def test_no_source_and_bad_weights_are_refused(tiny_processor, sources):
         build_dataset([], tiny_processor, 256)
     with pytest.raises(ValueError, match="`weight` = 0"):
         DataSpec.parse({"path": sources[0], "weight": 0}, "recipe.yaml")
+
+
+def test_lengths_are_in_the_order_of_the_samples(tiny_processor, sources):
+    dataset = mixture(tiny_processor, sources, 0.5, 1.0, 2.34)
+    lengths = dataset.lengths()
+    encoded = [dataset.encode(index) for index in range(len(dataset))]
+    assert lengths.tokens.tolist() == [len(item.input_ids) for item in encoded]
+    assert lengths.supervised.tolist() == [item.supervised for item in encoded]
+    assert [dataset.sample_id(index) for index in range(len(dataset))] == ids(dataset)
+
+
+def test_like_lengths_come_together_on_request(tiny_processor, sources):
+    dataset = mixture(tiny_processor, sources, 1.0)
+    assert order_of(dataset, 0, 2).work is None
+    dataset.sort_by_work()
+    assert order_of(dataset, 0, 2).work.tokens.tolist() == dataset.lengths().tokens.tolist()
+
+
+def test_whole_weights_take_no_memory_per_sample(tiny_processor, sources):
+    dataset = mixture(tiny_processor, sources, 1.0, 3.0)
+    assert len(dataset) == 10 + 21
+    assert sum(extra.nbytes for extra in dataset._extra) == 0
+    assert dataset.parts[0]._kept is None
+
+
+def test_what_a_mixture_has_not_is_an_index_error(tiny_processor, sources):
+    dataset = mixture(tiny_processor, sources, 1.0)
+    for index in (-1, 10):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def test_counts_survive_a_restart(tiny_processor, sources):
+    first, second = (mixture(tiny_processor, sources, 1.0, 1.0) for _ in range(2))
+    first.encode(12)
+    second.load_state_dict(first.state_dict())
+    assert second.counts()["seen"] == 1
+    assert second.parts[1].counts()["seen"] == 1
+
+
+def test_the_identity_tells_mixtures_apart(tiny_processor, sources):
+    base = mixture(tiny_processor, sources, 1.0, 1.0).identity
+    assert base == mixture(tiny_processor, sources, 1.0, 1.0).identity
+    others = [
+        mixture(tiny_processor, sources, 1.0, 2.0).identity,
+        mixture(tiny_processor, sources, 1.0).identity,
+        mixture(tiny_processor, sources, 1.0, 1.0, seed=1).identity,
+        mixture(tiny_processor, sources[::-1], 1.0, 1.0).identity,
+    ]
+    assert base not in others

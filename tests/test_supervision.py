@@ -1,6 +1,7 @@
 """Supervision: a run on data that teaches nothing is refused before step 1, with names."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -72,3 +73,21 @@ def test_a_limit_that_cuts_every_answer_is_noticed(tmp_path, dataset, tiny_proce
     short = ConversationDataset(dataset.spec, tiny_processor, 20)
     with pytest.raises(ValueError, match=r"\(100\.0%\) have no token to learn"):
         check_supervision(short)
+
+
+def test_from_all_lengths_the_same_as_from_all_samples(dataset):
+    whole = check_supervision(dataset, limit=0.1, whole=True)
+    one_by_one = check_supervision(dataset, limit=0.1, sample=None)
+    assert replace(whole, parsed=0) == one_by_one
+    with pytest.raises(ValueError, match=r"2 of 20 samples \(10\.0%\).*r0, r10"):
+        check_supervision(dataset, limit=0.09, whole=True)
+
+
+def test_what_was_looked_at_is_told(dataset):
+    first = check_supervision(dataset, limit=1.0, sample=12)
+    assert (first.parsed, first.checked) == (20, 12)
+    assert first.told.startswith("20 samples; 20 records parsed; 12 at random encoded: ")
+    again = check_supervision(dataset, limit=1.0, sample=None)
+    assert again.told == (
+        "20 samples; known to be well-formed; all encoded: 2 teach nothing, 1 are cut"
+    )

@@ -106,10 +106,10 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def replace_json(path: Path, data: Any) -> None:
-    """As `write_json`, so that a reader sees the old content or the new one, and never a part."""
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old content or the new one, and never a part."""
     beside = path.with_name(f".{path.name}.writing")
-    write_json(beside, data)
+    beside.write_text(text, encoding="utf-8")
     _sync_one(beside)
     beside.replace(path)
 
@@ -135,6 +135,11 @@ def read_complete(folder: Path) -> Complete | None:
 def read_provenance(folder: Path) -> dict[str, PartRecord]:
     """Part -> record. Raises `ValueError` naming the folder if there is none."""
     path = folder / PROVENANCE
+    if not path.is_file() and (folder / COMPLETE).is_file():
+        raise ValueError(
+            f"{folder}: a resume point of an unfinished run, with no more than that run changes. "
+            "Finish the run, then give the folder of its stage."
+        )
     if not path.is_file():
         raise ValueError(
             f"{folder}: no {PROVENANCE}, so it is not a checkpoint of `train.run`. A plain "

@@ -49,6 +49,13 @@ def spawn_child(out: Path) -> None:
     child.wait()
 
 
+def stubborn(out: Path) -> None:
+    """A job that takes its time to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (out / "pids.txt").write_text(f"{os.getpid()}")
+    time.sleep(60)
+
+
 def numbers_of_threads(out: Path) -> None:
     (out / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"])
 
@@ -220,6 +227,17 @@ def test_stopping_the_runner_ends_the_jobs_and_says_how_to_continue(tmp_path, nu
     assert runner.returncode == 128 + number
     assert "same command again" in said
     assert_gone(pids)
+
+
+def test_stopping_the_runner_twice_ends_the_jobs_at_once(tmp_path):
+    runner = start_elsewhere(tmp_path, '[Job("a", stubborn, {}, out / "a")]')
+    pid = int(wait_for(tmp_path / "a" / "pids.txt"))
+    runner.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert alive(pid)
+    runner.send_signal(signal.SIGINT)
+    runner.communicate(timeout=10)
+    assert_gone([pid])
 
 
 def test_interrupted_job_goes_on_in_its_directory(tmp_path):

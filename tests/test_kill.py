@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import transformers.trainer
 from interrupted import STEPS, Attempt, Recipe, at_steps, make_hard_world, put, result
+from tiny_run import make_world
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
@@ -196,3 +197,28 @@ def test_a_full_disk_stops_the_run_and_costs_no_resume_point(
     assert not list((out / "unfinished/sft").glob(".*"))
     run_recipe(world | {"output_dir": str(out)})
     assert result(out / "sft") == result(undisturbed)
+
+
+def test_a_killed_fan_out_goes_on_with_the_experts_that_are_not_finished(tmp_path: Path) -> None:
+    recipe = make_world(tmp_path)
+    recipe["stages"] = {"pre_align": recipe["stages"]["pre_align"]}
+
+    def die_in_the_second_run() -> None:
+        training_step = Continuing.training_step
+
+        def marked(self: Continuing, *args: Any, **options: Any) -> Any:
+            if Path(self.args.output_dir).name == "convnext" and self.state.global_step == 1:
+                die()
+            return training_step(self, *args, **options)
+
+        Continuing.training_step = marked  # type: ignore[method-assign]
+
+    assert Attempt(recipe, die_in_the_second_run).exit_code() == -signal.SIGKILL
+    first = tmp_path / "run/pre_align/clip/model.safetensors"
+    changed = first.stat().st_mtime_ns
+    attempt = Attempt(recipe)
+    assert attempt.exit_code() == 0
+    said = attempt.log.read_text()
+    assert "pre_align/clip: finished before" in said
+    assert "pre_align/convnext: continues from" in said
+    assert first.stat().st_mtime_ns == changed

@@ -188,3 +188,17 @@ def test_the_identity_is_of_contents_not_of_names(world: Path, tmp_path: Path) -
     assert identity()["data.captions.content"] != base["data.captions.content"]
     captions.write_text(before)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_resume_point_is_no_source(world: Path, tmp_path: Path) -> None:
+    point = tmp_path / "other/unfinished/sft/checkpoint-9"
+    with write_checkpoint(point, Complete(stage="sft", identity={})) as draft:
+        write_json(draft / "trainer_state.json", {})
+    with pytest.raises(ValueError, match=r"checkpoint-9: a resume point of an unfinished run"):
+        find_origins(run_of(world, tmp_path, "sft", f"stages.sft.init_from=[{point}]"))
+
+
+def test_a_checkpoint_of_another_recipe_is_held_to_this_model(world: Path, tmp_path: Path) -> None:
+    other = fake(tmp_path / "other", ["clip", "sam"])
+    with pytest.raises(ValueError, match=r"holds experts.clip, experts.sam, .*but the model has"):
+        find_origins(run_of(world, tmp_path, "sft", f"stages.sft.init_from=[{other}]"))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerCallback
 
+from eagle_moe.checkpoint import replace_text
 from eagle_moe.loss import IGNORE_INDEX
 from train.data import ConversationDataset
 
@@ -75,9 +76,7 @@ class CurveWriter(TrainerCallback):
             return
         rows = read_curve(self.path) if self.path.exists() else []
         kept = [row for row in rows if row["step"] <= state.global_step]
-        beside = self.path.with_name(f".{self.path.name}.writing")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        beside.replace(self.path)
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from transformers import Trainer, TrainerCallback
 from transformers.training_args import ParallelMode
 
+from eagle_moe.checkpoint import replace_text
 from train.moved import MovedCheck, TrainingFault
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class HealthLog(TrainerCallback, Stateful):
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        replace_text(self.path, "".join(kept))
 
     def state_dict(self) -> dict[str, Any]:
         recent = {name: list(values) for name, values in self._recent.items()}

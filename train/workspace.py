@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eagle_moe.checkpoint import Complete, read_complete, remove_drafts, replace_json
+from eagle_moe.checkpoint import Complete, read_complete, remove_drafts, replace_text
 from train.jobs.directory import Lock
 from train.stages import StageRun
 
@@ -69,7 +69,7 @@ def open_workspace(run: StageRun, mark: Complete, redo: bool) -> Path | None:
     run.workspace.mkdir(parents=True, exist_ok=True)
     remove_drafts(run.workspace)
     if _read_identity(path) != mark.identity:  # so that of several processes only one writes
-        replace_json(path, mark.identity)
+        replace_text(path, json.dumps(mark.identity, indent=1, ensure_ascii=False))
     return point
 
 

@@ -25,8 +25,9 @@ from train.jobs.worker import THREAD_VARIABLES, Task, progress, work
 
 PRELOAD = ("torch", "transformers", "transformers.modeling_utils")
 """Imported once, by the process that all jobs are forked from."""
-GRACE = 5.0
-"""Seconds that a job has between SIGTERM and SIGKILL when the run is stopped."""
+GRACE = 25.0
+"""Seconds that a job has between SIGTERM and SIGKILL when the run is stopped, so that training can
+save a step: less than the 30 that schedulers commonly give."""
 _TAIL = 25
 _TICK = 0.2
 
@@ -104,6 +105,7 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.not_run: dict[str, str] = {}
         self.stop_signal: int | None = None
+        self.hurry = False
         self.total = len(jobs)
         self.prints = prints
         self.locks = locks
@@ -195,12 +197,13 @@ class _Run:
         self.display.say(_tail(out / LOG))
 
     def end_all(self) -> None:
-        """End every running job: politely, then surely."""
+        """End every running job: politely, then surely, and at once when asked a second time."""
         for item in self.running:
             _signal_group(item.process, signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         for item in self.running:
-            item.process.join(max(0.0, deadline - time.monotonic()))
+            while item.process.is_alive() and time.monotonic() < deadline and not self.hurry:
+                item.process.join(_TICK)
             _signal_group(item.process, signal.SIGKILL)
             item.process.join()
 
@@ -243,6 +246,7 @@ def _orderly_end(run: _Run) -> Iterator[None]:
     """
 
     def note(number: int, frame: FrameType | None) -> None:
+        run.hurry = run.stop_signal is not None
         run.stop_signal = number
 
     handlers = {}

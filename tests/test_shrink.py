@@ -16,10 +16,8 @@ from train.run import main, run_recipe
 from train.shrink import ARGUMENT_SIZES, STAGE_SIZES, shrink, shrink_expert
 from train.stages import stage_runs
 
-REPOSITORY = Path(__file__).parents[1]
-FULL_SIZE = sorted((REPOSITORY / "configs" / "recipes").glob("eagle-*.yaml"))
-DISTINCT = [path for path in FULL_SIZE if "13b" not in path.stem]
-"""Vicuna-13B's differ from the 7B's in the size of the language model alone."""
+RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
+FULL_SIZE = sorted(RECIPES.glob("eagle-*.yaml"))
 
 
 def shrunken(path: Path, folder: Path, *overrides: str) -> tuple[Recipe, Recipe]:
@@ -91,43 +89,60 @@ def test_a_kind_without_a_tiny_preset_is_named() -> None:
         shrink_expert(spec)
 
 
-@pytest.mark.parametrize("name", ["eagle-x5-vicuna", "eagle-x4-vicuna"])
+@pytest.mark.parametrize("mixture", ["x4", "x5"])
 def test_recipes_that_differ_in_the_language_models_size_shrink_to_the_same(
-    name: str, tmp_path: Path
+    mixture: str, tmp_path: Path
 ) -> None:
     """So a run of one stands for both."""
     small, large = (
-        shrunken(REPOSITORY / "configs" / "recipes" / f"{name}-{size}.yaml", tmp_path)[1].dump()
+        shrunken(RECIPES / f"eagle-{mixture}-vicuna-{size}.yaml", tmp_path)[1].dump()
         for size in ("7b", "13b")
     )
     assert {**small, "name": ""} == {**large, "name": ""}
 
 
-@pytest.mark.parametrize("path", DISTINCT, ids=lambda path: path.stem)
-def test_every_full_size_recipe_goes_through(path: Path, tmp_path: Path) -> None:
-    full, small = shrunken(path, tmp_path)
-    folder = run_recipe(small)
-    assert folder == tmp_path / "run-shrunken" / "sft"
-    history = {part: record.history for part, record in read_provenance(folder).items()}
-    assert history["experts.clip"][1:] == ["pre_align/clip", "align", "sft"]
-    assert history["language_model"][1:] == ["sft"]
-    assert read_complete(folder) is not None
-    losses = [
-        entry["loss"]
-        for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        if "loss" in entry
+def test_these_are_all_full_size_recipes() -> None:
+    """Those that the next test runs, and those that shrink to the same."""
+    assert [path.stem for path in FULL_SIZE] == [
+        f"eagle-{mixture}-{family}"
+        for mixture in ("x4", "x5")
+        for family in ("llama3-8b", "vicuna-13b", "vicuna-7b")
     ]
-    assert len(losses) == 2
+
+
+@pytest.mark.parametrize("family", ["vicuna-7b", "llama3-8b"])
+def test_every_full_size_recipe_goes_through(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """X4 after X5 in the same folder: experts that both pre-align are pre-aligned once."""
+    for mixture in ("x5", "x4"):
+        full, small = shrunken(RECIPES / f"eagle-{mixture}-{family}.yaml", tmp_path)
+        folder = run_recipe(small, redo=True)
+        assert folder == tmp_path / "run-shrunken" / "sft"
+        check_result(folder, full.experts)
+    assert capsys.readouterr().out.count("finished before") == 4
+
+
+def check_result(folder: Path, experts: tuple[str, ...]) -> None:
+    """A whole checkpoint of a toy, with the stages behind each part that the recipe says."""
+    assert read_complete(folder) is not None
+    history = {part: record.history for part, record in read_provenance(folder).items()}
+    for name in experts:
+        assert history[f"experts.{name}"][1:] == [f"pre_align/{name}", "align", "sft"]
+    assert history["connector"][1:] == ["align", "sft"]
+    assert history["language_model"][1:] == ["sft"]
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in log if "loss" in entry]) == 2
     model = load_model(folder)
     assert sum(value.numel() for value in model.parameters()) < 3_000_000
-    assert tuple(model.model.vision_tower.towers) == full.experts
+    assert tuple(model.model.vision_tower.towers) == experts
     assert all(bool(torch.isfinite(value).all()) for value in model.parameters())
 
 
 def test_the_command_line_runs_a_stage_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = str(REPOSITORY / "configs" / "recipes" / "mini-reader.yaml")
+    path = str(RECIPES / "mini-reader.yaml")
     told = [path, "--shrink", f"output_dir={tmp_path / 'run'}", "--stage", "read"]
     assert main(told) == 0
     assert "step 2/2" in capsys.readouterr().out
@@ -137,7 +152,7 @@ def test_the_command_line_runs_a_stage_of_it(
 
 def test_inputs_are_the_same_however_often_they_are_made(tmp_path: Path) -> None:
     """Several processes make them at once; whose are taken must not matter."""
-    path = REPOSITORY / "configs" / "recipes" / "mini-reader.yaml"
+    path = RECIPES / "mini-reader.yaml"
 
     def files(folder: Path) -> dict[str, bytes]:
         return {

@@ -10,31 +10,23 @@ views and switches. So a shrunken run shows that a recipe goes through, and noth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from eagle_moe.build import LanguageModelSpec
-from eagle_moe.checkpoint import save_expert, write_json
-from eagle_moe.experts import ExpertSpec, build_expert, resolve_expert
+from eagle_moe.experts import ExpertSpec, resolve_expert
 from eagle_moe.experts.registry import presets
 from eagle_moe.fusion import FUSIONS
 from eagle_moe.processor import read_template
 from train.engines import AUTO
 from train.recipe import Recipe, Stage, parse_recipe
-from train.toy_data import write_tokenizer, write_toy_data
-from train.weights import quiet_transformers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from train.toys import Toys
 
 CANVAS = 64
 """Pixels; the tiny presets are made for it."""
@@ -79,31 +71,27 @@ def shrink(recipe: Recipe) -> Recipe:
     That is the recipe's own with `-shrunken` behind it. Several processes may call this at once.
     Raises `ValueError` for a kind of expert that has no tiny preset.
     """
-    output = Path(f"{recipe.output_dir}-shrunken")
+    toys = Toys(Path(f"{recipe.output_dir}-shrunken", "inputs"), recipe.seed)
     experts = [shrink_expert(resolve_expert(entry)) for entry in recipe.model.experts]
-    made = {
-        "experts": [spec.dump() for spec in experts],
-        "language_model": _text_config(recipe.model.language_model),
-        "templates": sorted(_templates(recipe)),
-        "data": {name: _is_captions(recipe, name) for name in recipe.data},
-        "seed": recipe.seed,
+    words = {word for name in _templates(recipe) for word in _special_words(name)}
+    llm = toys.language_model(_text_config(recipe.model.language_model), sorted(words))
+    inputs = {
+        "init": {
+            "language_model": str(llm),
+            "experts": {spec.name: str(toys.expert(spec)) for spec in experts},
+        },
+        "data": {name: str(toys.data(name, _is_captions(recipe, name))) for name in recipe.data},
     }
-    # named after what determines it, so that a changed recipe gets other inputs
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
-    inputs = output / f"inputs-{digest}"
-    if not inputs.is_dir():
-        _write_inputs(inputs, experts, made)
-    return parse_recipe(_shrunken(recipe, output, inputs, experts), f"{recipe.name}, shrunken")
+    return parse_recipe(_shrunken(recipe, experts, llm, inputs), f"{recipe.name}, shrunken")
 
 
 def _shrunken(
-    recipe: Recipe, output: Path, inputs: Path, experts: list[ExpertSpec]
+    recipe: Recipe, experts: list[ExpertSpec], llm: Path, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     told = recipe.dump()
     fusion = {**recipe.model.fusion}
     if "grid" in FUSIONS[fusion["kind"]].Options.model_fields:
         fusion["grid"] = GRID
-    llm = inputs / "language_model"
     config = json.loads((llm / "config.json").read_text(encoding="utf-8"))
     model = {
         **told["model"],
@@ -112,14 +100,10 @@ def _shrunken(
         "fusion": fusion,
         "language_model": {"checkpoint": str(llm), "config": config},
     }
-    init = {
-        "language_model": str(llm),
-        "experts": {spec.name: str(inputs / "experts" / spec.name) for spec in experts},
-    }
     data = {
         name: {
             **entry,
-            "path": str(inputs / f"{name}.jsonl"),
+            "path": inputs["data"][name],
             "image_root": None,
             "limit": None,
             "manifest": None,
@@ -130,9 +114,9 @@ def _shrunken(
     return {
         **told,
         "name": f"{recipe.name}-shrunken",
-        "output_dir": str(output),
+        "output_dir": f"{recipe.output_dir}-shrunken",
         "model": model,
-        "init": init,
+        "init": inputs["init"],
         "attn_implementation": recipe.attn_implementation.replace("flash_attention_2", "sdpa"),
         "engine": recipe.engine if _is_launched() else AUTO,
         "features_dir": None,
@@ -233,45 +217,6 @@ def _is_captions(recipe: Recipe, name: str) -> bool:
     return bool(uses) and all(template == "plain" for template in uses)
 
 
-def _write_inputs(inputs: Path, experts: list[ExpertSpec], made: Mapping[str, Any]) -> None:
-    """Beside their place, then renamed; of several processes the first to finish is the one."""
-    draft = inputs.with_name(f".{inputs.name}.{os.environ.get('RANK', '0')}.writing")
-    shutil.rmtree(draft, ignore_errors=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(made["seed"])
-        for spec in experts:
-            state = build_expert(spec).state_dict()
-            save_expert(draft / "experts" / spec.name, spec, state)
-        words = {word for name in made["templates"] for word in _special_words(name)}
-        tokenizer = write_tokenizer(draft / "language_model", sorted(words))
-        _write_language_model(draft / "language_model", made["language_model"], tokenizer)
-    for name, captions in made["data"].items():
-        write_toy_data(draft / f"{name}.jsonl", captions)
-    write_json(draft / "inputs.json", dict(made))
-    try:
-        draft.rename(inputs)
-    except OSError:
-        shutil.rmtree(draft)
-        if not inputs.is_dir():
-            raise
-
-
 def _special_words(template: str) -> set[str]:
     """Tokens such as <|eot_id|> that a chat template writes."""
     return set(re.findall(r"<\|\w+\|>", read_template(template)))
-
-
-def _write_language_model(
-    folder: Path, fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    config = CONFIG_MAPPING[fields["model_type"]](
-        **{
-            **{key: value for key, value in fields.items() if key != "model_type"},
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-    )
-    with quiet_transformers():
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)

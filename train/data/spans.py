@@ -24,25 +24,25 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put first
 def line_spans(pieces: Iterable[bytes]) -> Spans:
     """Every line that is not blank."""
     found: list[Spans] = []
-    start = base = text_before = 0  # of the line that is open
+    start = base = 0
+    blank = True  # what there is so far of the line that began at `start`
     for piece in pieces:
         values = np.frombuffer(piece, np.uint8)
-        ends = np.flatnonzero(values == _NEWLINE)
-        text = np.concatenate(([0], np.cumsum(values > _SPACE, dtype=np.int64)))
-        starts = np.concatenate(([0], ends + 1))
-        amounts = text[ends] - text[starts[:-1]]
-        rest = int(text[-1] - text[starts[-1]])
+        ends = np.flatnonzero(values == _NEWLINE) + 1
+        bounds = np.concatenate(([0], ends))
         if len(ends):
-            amounts[0] += text_before
-            text_before = rest
-            lines = np.stack([starts[:-1] + base, ends + 1 - starts[:-1]], 1)
-            lines[0] = start, ends[0] + 1 + base - start
-            found.append(lines[amounts > 0].astype(np.uint64))
-            start = base + int(starts[-1])
-        else:
-            text_before += rest
+            kept = np.ones(len(ends), bool)
+            # a line that does not begin with a space or a line break is not blank
+            for line in np.flatnonzero(values[bounds[:-1]] <= _SPACE):
+                kept[line] = not piece[bounds[line] : ends[line]].isspace()
+            kept[0] |= not blank
+            spans = np.stack([bounds[:-1] + base, np.diff(bounds)], 1)
+            spans[0] = start, base + ends[0] - start
+            found.append(spans[kept].astype(np.uint64))
+            start, blank = base + int(ends[-1]), True
+        blank = blank and not piece[int(bounds[-1]) :].strip()
         base += len(piece)
-    if text_before:
+    if not blank:
         found.append(np.array([[start, base - start]], np.uint64))
     return np.concatenate(found) if found else np.zeros((0, 2), np.uint64)
 
@@ -136,10 +136,10 @@ def _check_end(rest: NDArray[np.uint8], where: str) -> None:
 def _escaped(values: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of the bytes `at` follow an odd number of backslashes."""
     result = np.zeros(len(at), bool)
-    suspects = np.flatnonzero((at > 0) & (values[at - 1] == _BACKSLASH))
-    if len(suspects):
-        places = np.arange(len(values))
-        other = np.maximum.accumulate(np.where(values != _BACKSLASH, places, -1))
-        before = at[suspects] - 1
-        result[suspects] = (before - other[before]) % 2 == 1
+    looked = np.flatnonzero((at > 0) & (values[at - 1] == _BACKSLASH))
+    before = at[looked] - 1
+    while len(looked):  # once for every backslash in the longest row of them
+        result[looked] = ~result[looked]
+        more = (before > 0) & (values[before - 1] == _BACKSLASH)
+        looked, before = looked[more], before[more] - 1
     return result

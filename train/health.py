@@ -208,7 +208,6 @@ class FiniteSteps(Trainer):
             "losses": [_number(value.item()) for _, value in batches],
             "sample_ids": [ids for ids, _ in batches],
         }
-        processes = [json.loads(text) for text in self.engine.union([json.dumps(own)])]
         step = self.state.global_step + 1
         parts = getattr(self.train_dataset, "parts", ())
         row = {
@@ -218,7 +217,7 @@ class FiniteSteps(Trainer):
             "loss": _number(loss),
             "gradient_norm": _number(norm),
             "data": [part.spec.path for part in parts],
-            "processes": sorted(processes, key=lambda process: process["rank"]),
+            "processes": self.engine.collect(own),
         }
         ids = [name for p in row["processes"] for batch in p["sample_ids"] for name in batch or ()]
         named = f" ({', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''})" if ids else ""

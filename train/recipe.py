@@ -201,6 +201,9 @@ class Recipe(Schema):
     frozen_dtype: Dtype | None = None
     """Of the parts that a stage leaves alone, to save memory; default: `dtype`."""
     attn_implementation: str = "sdpa"
+    peak_tflops: float | None = Field(None, gt=0)
+    """bfloat16 TFLOP/s of one device, of which MFU is a share; default: its data sheet's, if it is
+    known (`train.throughput.PEAK_TFLOPS`)."""
     engine: str = AUTO
     """How stages are spread over processes: see `train.engines`."""
     features_dir: str | None = None

@@ -149,6 +149,7 @@ def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
             engine=engine,
             ema=run.stage.ema,
             health=run.health,
+            peak_tflops=run.recipe.peak_tflops,
             weight_decays=run.of_learning_parts(run.stage.weight_decay),
             layer_decays=run.of_learning_parts(run.stage.layer_decay),
             model=model,

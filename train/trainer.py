@@ -25,9 +25,10 @@ from train.moved import MovedCheck
 from train.muon import MuonWithAdamW
 from train.recipe import Ema
 from train.resume import ResumePoints
+from train.throughput import TimedSteps
 
 
-class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
+class StageTrainer(TimedSteps, FiniteSteps, Continuing, ResumePoints, Trainer):
     """Trains the parameters of `model` that require gradients.
 
     - `rates`: part -> learning rate.
@@ -38,6 +39,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
     - `engine`: how the model is spread over processes; default: whole, in one.
     - `ema`: keep a moving average of what learns; evaluation looks at that.
     - `health`: what to do about steps that go wrong.
+    - `peak_tflops`: of one device, for MFU; see `TimedSteps`.
     - Other arguments as transformers' `Trainer` takes them.
 
     Frozen parts stay in evaluation mode.
@@ -55,6 +57,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         engine: Engine | None = None,
         ema: Ema | None = None,
         health: HealthRules | None = None,
+        peak_tflops: float | None = None,
         **options: Any,
     ) -> None:
         self.muon = muon
@@ -69,7 +72,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
         config = options["model"].config
         before = dict(config.__dict__)
         self.engine.spread(options["model"])
-        super().__init__(rules=health or HealthRules(), **options)
+        super().__init__(rules=health or HealthRules(), peak_tflops=peak_tflops, **options)
         self.engine.adopt(self)
         # The Trainer writes use_cache = False into the config, which would be saved with the model.
         config.__dict__.pop("use_cache", None)
@@ -101,6 +104,7 @@ class StageTrainer(FiniteSteps, Continuing, ResumePoints, Trainer):
                 model, self.rates, self.weight_decays, decayed, self.layer_decays
             )
             self.optimizer = cls(groups, **options)
+            self.watch_optimizer(self.optimizer)
         return self.optimizer
 
     def _optimizer(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:

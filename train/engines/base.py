@@ -83,6 +83,10 @@ class Engine:
         """Whether `flag` is true in any process. All processes."""
         return flag
 
+    def collect(self, value: Any) -> list[Any]:
+        """What each process gives as `value`, in order of rank. All processes."""
+        return [value]
+
     def union(self, names: Iterable[str]) -> set[str]:
         """The names of all processes together. All processes."""
         return set(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ class ManyProcesses(Engine):
     def hosts(self) -> dist.ProcessGroup:
         """The group for small messages. Made by all processes at the same time, in `ready`."""
         group = dist.new_group(backend="gloo")
-        assert group is not None
+        assert isinstance(group, dist.ProcessGroup)
         return group
 
     def ready(self, trainer: Trainer) -> None:
@@ -62,7 +62,10 @@ class ManyProcesses(Engine):
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
         return bool(votes)
 
+    def collect(self, value: Any) -> list[Any]:
+        every = [None] * self.processes
+        dist.all_gather_object(every, value, group=self.hosts)
+        return every
+
     def union(self, names: Iterable[str]) -> set[str]:
-        every: list[list[str]] = [[] for _ in range(self.processes)]
-        dist.all_gather_object(every, sorted(names), group=self.hosts)
-        return {name for part in every for name in part}
+        return {name for part in self.collect(sorted(names)) for name in part}

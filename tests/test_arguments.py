@@ -57,7 +57,7 @@ def test_the_batch_is_the_same_on_any_number_of_processes(
     told = [f"stages.sft.batch_size={batch}"]
     told += [f"stages.sft.args.per_device_train_batch_size={micro}"] if micro else []
     run = run_with(recipe, *told)
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr("train.arguments.world_size", lambda: processes)
     args = training_arguments(run)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
 

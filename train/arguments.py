@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from train.engines import Engine
+from train.engines import Engine, world_size
 from train.stages import StageRun
 
 DEFAULTS: dict[str, Any] = {
@@ -82,7 +81,7 @@ def _batch(run: StageRun) -> dict[str, int]:
     wanted = run.stage.batch_size
     if wanted is None:
         return {}
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = world_size()
     micro = int(run.stage.args.get("per_device_train_batch_size", max(wanted // processes, 1)))
     accumulation, rest = divmod(wanted, micro * processes)
     if rest or not accumulation:

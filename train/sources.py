@@ -27,6 +27,7 @@ from eagle_moe.interop.projector import projector_file
 from eagle_moe.parts import CONNECTOR, EXPERTS, LANGUAGE_MODEL, expert_part, resolve_parts
 from train.data.manifest import fingerprint_of
 from train.data.source import content_of
+from train.engines import world_size
 from train.recipe import RANDOM, Source
 from train.stages import WITHOUT_EFFECT, StageRun
 
@@ -209,6 +210,8 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
         for name in stage.data
     }
     settings = {
+        # how many samples make a step, unless the stage says so itself
+        **({} if stage.batch_size else {"processes": world_size()}),
         "seed": recipe.seed,
         "attn_implementation": recipe.attn_implementation,
         "dtype": run.dtype,

@@ -24,7 +24,7 @@ AUTO = "auto"
 ZERO = ("zero2", "zero3", "zero3_offload")
 ENGINES = (AUTO, DDP.name, *ZERO, FSDP2.name)
 
-__all__ = ["AUTO", "ENGINES", "Engine", "EngineSteps", "check_engine", "make_engine"]
+__all__ = ["AUTO", "ENGINES", "Engine", "EngineSteps", "check_engine", "make_engine", "world_size"]
 
 
 def check_engine(name: str) -> None:

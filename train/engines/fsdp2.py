@@ -77,7 +77,7 @@ class FSDP2(ManyProcesses):
     def adopt(self, trainer: Trainer) -> None:
         prepare = trainer.accelerator.prepare_model
         # autocast, but no DDP around it
-        trainer.accelerator.prepare_model = lambda model, **options: prepare(  # type: ignore[method-assign]
+        trainer.accelerator.prepare_model = lambda model, **options: prepare(
             model, **{**options, "evaluation_mode": True}
         )
 
@@ -161,6 +161,7 @@ def rehearse(model: nn.Module) -> dict[str, Rehearsal]:
     model.train(was_training)
     for hook in hooks:
         hook.remove()
+    model.reset_iter_state()  # type: ignore[operator]  # no backward pass follows
     return seen
 
 
@@ -215,7 +216,8 @@ class JoiningRanks(ImagelessRanks):
             for block, needs_grad in zip(rehearsal.blocks, rehearsal.needs_grad, strict=True):
                 y = expert.run_block(block, x if needs_grad else x.detach())
                 x = y if needs_grad else ZeroGradient.apply(x, y)
-            return x if early else ZeroGradient.apply(x, *own)
+            # a tensor of its own, as FSDP hangs the expert's backward pass on it
+            return ZeroGradient.apply(x, *([] if early else own))
 
         return join
 

@@ -78,7 +78,7 @@ class ImagelessRanks:
         for name, expert in self.experts.items():
             expert.register_forward_pre_hook(self._counter(name))
         # `prepend`: before the hooks by which an engine collects the language model's weights
-        self.model.model.language_model.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+        self.model.model.language_model.register_forward_pre_hook(  # type: ignore[union-attr]
             self._before_language_model, with_kwargs=True, prepend=True
         )
 
@@ -126,10 +126,10 @@ class ImagelessRanks:
             counts = [int(calls[index]) for calls in every]
             if len(set(counts)) > 1:
                 usual = max(set(counts), key=counts.count)
-                odd = [f"rank {r}: {n}" for r, n in enumerate(counts) if n != usual]
+                odd = [f"rank {rank}: {n}" for rank, n in enumerate(counts) if n != usual]
                 raise TrainingFault(
-                    f"experts.{name}: processes ran it a different number of times "
-                    f"({', '.join(odd[:8])}, the others {usual}). They would wait for each other "
+                    f"experts.{name}: processes ran it a different number of times: "
+                    f"{', '.join(odd[:8])}, the others: {usual}. They would wait for each other "
                     "for ever. An expert must be run once for all pictures of a batch."
                 )
 

@@ -1,0 +1,278 @@
+"""Two processes, gloo, batches of which some have no image: every engine gives the same run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from engine_runs import kill_at, losses, make_mixed_world, mixed_recipe, run_on_two, seen
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from eagle_moe.build import load_model
+from train.run import run_recipe
+
+DONE = [(0, ""), (0, "")]
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
+SHARDED = [
+    "fsdp2",
+    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero3", marks=needs_deepspeed),
+]
+WRAPPED = {
+    "ddp": ("DistributedDataParallel", "Tensor"),
+    "fsdp2": ("FSDPModule", "DTensor"),
+    "zero2": ("DeepSpeedEngine", "Tensor"),
+    "zero3": ("DeepSpeedEngine", "Tensor"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_mixed_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(world: Path) -> Path:
+    """Checkpoint of the run under DDP."""
+    recipe = mixed_recipe(world, world / "reference", "ddp")
+    assert run_on_two(recipe, world / "reference-seen") == DONE
+    return world / "reference" / "sft"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def difference(one: Path, other: Path) -> float:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    return max((left[name] - right[name]).abs().max().item() for name in left)
+
+
+@pytest.mark.parametrize("engine", ["ddp", *SHARDED])
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    world: Path, reference: Path, tmp_path: Path, engine: str
+) -> None:
+    recipe = mixed_recipe(world, tmp_path / "whole", engine)
+    assert run_on_two(recipe, tmp_path / "seen") == DONE
+    _check_watched(engine, [seen(tmp_path / "seen", rank) for rank in range(2)])
+
+    cut = mixed_recipe(world, tmp_path / "cut", engine)
+    assert [code for code, _ in run_on_two(cut, tmp_path / "k", kill_at(2))] == [
+        -signal.SIGKILL
+    ] * 2
+    _check_point(tmp_path / "cut/unfinished/sft/checkpoint-2")
+    assert run_on_two(cut, tmp_path / "k") == DONE
+
+    whole, resumed = tmp_path / "whole/sft", tmp_path / "cut/sft"
+    assert len(losses(whole)) == 4
+    assert losses(whole) == losses(resumed)
+    assert difference(whole, resumed) == 0
+    assert losses(whole) == pytest.approx(losses(reference), abs=1e-5)
+    assert difference(whole, reference) < 1e-5
+    load_model(whole)  # strict
+
+
+def _check_watched(engine: str, ranks: list[list[dict[str, Any]]]) -> None:
+    base, tensor = WRAPPED[engine]
+    for rows in ranks:
+        told = next(row for row in rows if "wrapped" in row)
+        assert base in told["bases"]
+        assert told["tensor"] == tensor
+        batches = rows[rows.index(told) + 1 :]
+        # under ZeRO 3 a blank picture goes through both experts
+        without = 2 if engine == "zero3" else 0
+        assert {row["computed"] for row in batches if not row["image"]} == {without}
+        assert {row["computed"] for row in batches if row["image"]} == {2}
+    pairs = {(a.get("image"), b.get("image")) for a, b in zip(*ranks, strict=True)}
+    assert {(True, False), (False, True), (False, False), (True, True)} <= pairs
+
+
+def _check_point(point: Path) -> None:
+    """What learns is there once and whole, what is frozen is not there."""
+    with safe_open(point / "learning.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    assert any("clip" in name for name in names)
+    assert not any("towers.convnext" in name for name in names)
+    frozen = 326_448 * 4  # bytes of ConvNeXt
+    learning = (point / "learning.safetensors").stat().st_size
+    files = [path for path in point.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size < 3 * learning for path in files)
+    # weights, two moments, and under ZeRO a master copy and the weights again
+    assert sum(path.stat().st_size for path in files) < 5 * learning + frozen // 2
+
+
+def test_torchrun_gives_the_same(world: Path, reference: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(mixed_recipe(world, tmp_path / "run", "fsdp2")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    process = subprocess.Popen(
+        [*command, "-m", "train.run", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "run/sft") == pytest.approx(losses(reference), abs=1e-5)
+
+
+# -- a step without any image
+
+
+def test_a_step_without_an_image_leaves_vision_alone(world: Path, tmp_path: Path) -> None:
+    """As in one process, where gradients are missing: momentum and weight decay rest."""
+    changes = {"batch_size": 2, "args": {"weight_decay": 0.1, "max_steps": 6}}
+    recipe = mixed_recipe(world, tmp_path / "two", "auto", **changes)
+    assert run_on_two(recipe, tmp_path / "seen") == DONE
+    rows = [[row["image"] for row in seen(tmp_path / "seen", r) if "image" in row] for r in (0, 1)]
+    steps = list(zip(*rows, strict=True))
+    assert (False, False) in steps[1:]
+
+    one = mixed_recipe(world, tmp_path / "one", "auto", **changes)
+    one["stages"]["sft"]["args"]["per_device_train_batch_size"] = 2
+    run_recipe(one)
+    assert difference(tmp_path / "one/sft", tmp_path / "two/sft") < 1e-5
+
+
+# -- what goes wrong without these measures
+
+
+def without_filling_in(rank: int) -> None:
+    from train.engines.fsdp2 import JoiningRanks
+    from train.engines.imageless import ImagelessRanks
+
+    for kind in (ImagelessRanks, JoiningRanks):
+        kind.fill_in = lambda self, embeddings: embeddings  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+def test_without_filling_in_processes_hang_or_fail(
+    world: Path, tmp_path: Path, engine: str
+) -> None:
+    recipe = mixed_recipe(world, tmp_path / "run", engine)
+    ends = run_on_two(recipe, tmp_path / "seen", without_filling_in, limit=15)
+    assert all(code != 0 for code, _ in ends)
+    if engine == "zero2":
+        assert "experts.clip: processes ran it a different number of times: rank" in ends[0][1]
+
+
+@needs_deepspeed
+def test_zero_gradients_in_another_order_go_to_other_parameters(
+    world: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Why ZeRO has to know the order: nothing fails, and the weights are others."""
+
+    def reverse(rank: int) -> None:
+        import train.engines.zero as zero
+
+        right = zero.gradient_order
+        zero.gradient_order = lambda *args: right(*args)[::-1]
+
+    recipe = mixed_recipe(world, tmp_path / "run", "zero2")
+    assert run_on_two(recipe, tmp_path / "seen", reverse) == DONE
+    assert difference(tmp_path / "run/sft", reference) > 1e-4
+
+
+def test_an_expert_that_runs_twice_in_one_process_is_named(world: Path, tmp_path: Path) -> None:
+    def twice(rank: int) -> None:
+        from eagle_moe.model import EagleMixVisionModel
+
+        encode = EagleMixVisionModel.encode
+
+        def encode_again(self: Any, pixels: Any) -> Any:
+            expert = self.towers["convnext"]
+            expert(expert.view(pixels))
+            return encode(self, pixels)
+
+        if rank == 1:
+            EagleMixVisionModel.encode = encode_again  # type: ignore[method-assign]
+
+    recipe = mixed_recipe(world, tmp_path / "run", "ddp")
+    ends = run_on_two(recipe, tmp_path / "seen", twice)
+    for code, message in ends:
+        assert code == 1
+        assert "experts.convnext: processes ran it a different number of times: rank" in message
+
+
+def test_an_expert_that_leaves_its_rehearsal_is_named(world: Path, tmp_path: Path) -> None:
+    def skip_a_block(rank: int) -> None:
+        from eagle_moe.experts import VisionExpert
+
+        run_block = VisionExpert.run_block
+
+        def skip(self: Any, block: Any, *args: Any) -> Any:
+            busy = rank == 1 and self.spec.name == "clip" and args[0].ndim and self.training
+            return args[0] if busy and block is self.blocks[1] else run_block(self, block, *args)
+
+        VisionExpert.run_block = skip  # type: ignore[method-assign]
+
+    recipe = mixed_recipe(world, tmp_path / "run", "fsdp2")
+    ends = run_on_two(recipe, tmp_path / "seen", skip_a_block, limit=30)
+    assert ends[1][0] == 1
+    assert "rank 1: experts.clip went through its blocks in another order" in ends[1][1]
+    assert ends[0][0] != 0
+
+
+# -- checkpoints of engines that split or round
+
+
+def test_adapters_are_merged_from_pieces(world: Path, tmp_path: Path) -> None:
+    changes = {
+        "trainable": ["connector"],
+        "lr": {},
+        "lora": {"language_model": {"r": 2}, "experts.clip": {"r": 2}},
+    }
+    for engine in ("ddp", "fsdp2"):
+        recipe = mixed_recipe(world, tmp_path / engine, engine, **changes)
+        assert run_on_two(recipe, tmp_path / f"{engine}-seen") == DONE
+    assert difference(tmp_path / "ddp/sft", tmp_path / "fsdp2/sft") < 1e-5
+    assert (tmp_path / "fsdp2/sft/adapters/language_model").is_dir()
+
+
+@needs_deepspeed
+def test_bfloat16_under_zero_does_not_round_the_checkpoint(world: Path, tmp_path: Path) -> None:
+    recipe = mixed_recipe(world, tmp_path / "run", "zero2", args={"bf16": True})
+    assert run_on_two(recipe, tmp_path / "seen") == DONE
+    saved = weights(tmp_path / "run/sft")
+    frozen = load_file(world / "experts/convnext/expert.safetensors")
+    for name, value in frozen.items():
+        assert torch.equal(saved[f"model.vision_tower.towers.convnext.{name}"], value)
+    learned = saved["lm_head.weight"]
+    assert learned.dtype == torch.float32
+    assert not torch.equal(learned, learned.bfloat16().float())
+
+
+# -- resume points belong to an engine and a number of processes
+
+
+def test_another_engine_or_number_of_processes_cannot_continue(world: Path, tmp_path: Path) -> None:
+    recipe = mixed_recipe(world, tmp_path / "run", "ddp")
+    run_on_two(recipe, tmp_path / "seen", kill_at(2))
+    point = tmp_path / "run/unfinished/sft/checkpoint-2"
+    assert json.loads((point / "engine.json").read_text()) == {"engine": "ddp", "processes": 2}
+    with pytest.raises(ValueError, match=r"checkpoint-2: .*engine ddp -> .*processes 2 -> 1"):
+        run_recipe(recipe)
+    ends = run_on_two({**recipe, "engine": "fsdp2"}, tmp_path / "seen")
+    assert all("engine ddp -> fsdp2" in message for _, message in ends)

@@ -303,8 +303,8 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
             count = kwargs.get("num_items_in_batch")
             loss = label_loss(self.lm_head, outputs[0], labels, count)
         else:
-            keep = logits_to_keep
-            keep = slice(-keep, None) if isinstance(keep, int) else keep
+            last = isinstance(logits_to_keep, int)
+            keep = slice(-logits_to_keep, None) if last else logits_to_keep
             logits = self.lm_head(outputs[0][:, keep, :])
             if labels is not None:
                 loss = self.loss_function(

@@ -39,6 +39,17 @@ def test_a_log_gets_a_line_for_each_news(
     assert reports == [(2, 4, "loss 1.23, exact match 0.5")]
 
 
+def test_waiting_for_data_is_shown_while_it_is_long(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ProgressReport("sft")
+    for data in (0.5, 0.09):
+        logs = {"loss": 1.0, "samples_per_second": 12.345, "time_step": 1.0, "time_data": data}
+        report.on_log(None, STEP, None, logs)
+    assert capsys.readouterr().out.splitlines() == [
+        "sft: step 2/4, loss 1, samples/s 12.3, waiting for data 50%",
+        "sft: step 2/4, loss 1, samples/s 12.3",
+    ]
+
+
 def test_a_terminal_gets_a_bar(
     reports: list[tuple[float, float, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

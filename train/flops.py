@@ -21,6 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,14 +84,14 @@ def _count(config_json: str) -> Flops:
 
 
 def _image_flops(model: EagleMixForConditionalGeneration, canvas: torch.Tensor) -> dict[str, int]:
-    vision = model.model.vision_tower
+    towers: dict[str, Any] = dict(model.model.vision_tower.towers.items())
     counted, maps = {}, {}
-    for name, expert in vision.towers.items():
+    for name, expert in towers.items():
         with FlopCounterMode(display=False) as counter:
             maps[name] = expert(expert.view(canvas))
         counted[expert_part(name)] = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
-        model.get_image_features(maps)
+        model.model.get_image_features(maps)
     counted[CONNECTOR] = counter.get_total_flops()
     return counted
 

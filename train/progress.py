@@ -11,11 +11,18 @@ from transformers import TrainerCallback
 
 from train.jobs import progress
 
-_SHOWN = {"loss": "loss", "eval_exact_match_total": "exact match"}
+_SHOWN = {
+    "loss": "loss",
+    "eval_exact_match_total": "exact match",
+    "samples_per_second": "samples/s",
+}
+
+WAITING = 0.1
+"""Share of the time that is spent waiting for data above which it is shown."""
 
 
 class ProgressReport(TrainerCallback):
-    """Shows step, loss and the last exact match of the run called `title`."""
+    """Shows step, loss, exact match, samples/s and long waits for data of the run called `title`."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -50,6 +57,10 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         news = {name: f"{logs[key]:.3g}" for key, name in _SHOWN.items() if key in logs}
         self.notes |= news
+        if logs.get("time_step"):
+            self.notes.pop("waiting for data", None)
+            if (share := logs["time_data"] / logs["time_step"]) > WAITING:
+                self.notes["waiting for data"] = f"{share:.0%}"
         if news and self.bar is None and state.is_world_process_zero:
             line = f"{self.title}: step {state.global_step}/{state.max_steps}, {self.note}"
             print(line, flush=True)

@@ -133,7 +133,7 @@ class TimedSteps(Trainer):
 
     def _watch_parts(self) -> None:
         """Hooks that see the two large parts begin and end, forward and backward."""
-        model: Any = self.model.model  # type: ignore[union-attr]
+        model: Any = self.model.model
 
         def before_experts(*_: Any) -> None:
             self._switch(EXPERTS)
@@ -207,7 +207,7 @@ class TimedSteps(Trainer):
     @cached_property
     def flops(self) -> Flops:
         """Operations of the model's forward pass, counted for the first log line."""
-        return model_flops(self.model.config)  # type: ignore[union-attr]
+        return model_flops(self.model.config)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds time, throughput and MFU since the last line."""

@@ -113,7 +113,7 @@ def last_point(workspace: Path) -> Path | None:
 
 def _last_point(workspace: Path) -> tuple[Path | None, list[str]]:
     """The latest complete resume point, and what is wrong with later ones."""
-    faults = []
+    faults: list[str] = []
     for point in reversed(_points(workspace)):
         if (fault := _fault(point)) is None:
             return point, faults

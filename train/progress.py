@@ -22,7 +22,7 @@ WAITING = 0.1
 
 
 class ProgressReport(TrainerCallback):
-    """Shows step, loss, exact match, samples/s and long waits for data of the run called `title`."""
+    """Shows step, loss, exact match, samples/s and long waits for data of a run by its `title`."""
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from eagle_moe.experts import resolve_expert
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = {"cd", "git", "export"}
+ELSEWHERE = {"cd", "git", "export", "sbatch"}
 """Commands whose arguments are not ours to check."""
 
 
@@ -102,6 +103,12 @@ def test_commands_are_real(page, line, capsys, monkeypatch):
     elif program == "python" and arguments[0] == "-m":
         monkeypatch.setattr("sys.argv", [arguments[1]])
         check_help(importlib.import_module(arguments[1]).main, [], arguments[2:], capsys)
+    elif program == "torchrun":
+        at = arguments.index("-m")
+        known = get_args_parser().format_help()
+        assert [option for option in options_in(arguments[:at]) if option not in known] == []
+        main = importlib.import_module(arguments[at + 1]).main
+        check_help(main, [], arguments[at + 2 :], capsys)
     elif program == "pip":
         check_install(arguments)
     elif program == "eagle-moe":

@@ -40,7 +40,6 @@ class Continuing(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         totals = {
-            "world_size": self.args.world_size,
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
@@ -52,15 +51,7 @@ class Continuing(Trainer):
     def _restore(self, point: Path) -> None:
         """Take up what the process with this number has left in `point`."""
         path = point / _name(self.args.process_index)
-        if not path.is_file():
-            path = point / _name(0)
         totals = torch.load(path, map_location="cpu", weights_only=True)
-        if totals["world_size"] != self.args.world_size:
-            raise ValueError(
-                f"{point}: saved by {totals['world_size']} processes, and now there are "
-                f"{self.args.world_size}: other random numbers, and other samples for each. Start "
-                f"{totals['world_size']} again, or pass --redo to begin anew."
-            )
         self._tr_loss.fill_(totals["loss"])
         self._total_loss_scalar = totals["total_loss"]
         self._globalstep_last_logged = totals["last_logged"]

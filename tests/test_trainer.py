@@ -120,7 +120,7 @@ def test_each_part_has_its_own_rate(tmp_path: Path) -> None:
         ]
         assert max(steps) == pytest.approx(rate, rel=0.1)
     logged = trainer.state.log_history[0]
-    assert {part: logged[f"learning_rate_{part}"] for part in rates}.keys() == rates.keys()
+    assert {part: logged[f"learning_rate_{part}"] for part in rates} == rates
 
 
 def test_an_optimizer_that_groups_by_itself_is_refused(

@@ -168,12 +168,21 @@ class StageTrainer(TimedSteps, FiniteSteps, Continuing, ResumePoints, Trainer):
 
     # -- logs
 
+    def _get_learning_rate(self) -> float:
+        """The rate of the step that was just taken; also notes that of each part.
+
+        The Trainer asks between step and schedule, which has gone on when it is logged.
+        """
+        self._part_rates: dict[str, float] = {}
+        for group in self.optimizer.param_groups:
+            name = f"learning_rate_{group['part']}"  # layer decay: that of its last block
+            self._part_rates[name] = max(float(group["lr"]), self._part_rates.get(name, 0.0))
+        return super()._get_learning_rate()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the learning rate of each part, and what happened to samples so far."""
-        if "learning_rate" in logs and self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                name = f"learning_rate_{group['part']}"  # layer decay: that of its last block
-                logs[name] = max(float(group["lr"]), logs.get(name, 0.0))
+        if "learning_rate" in logs:
+            logs |= self._part_rates
         counts = getattr(self.train_dataset, "counts", None)
         if "loss" in logs and counts is not None:
             if self.args.world_size > 1:

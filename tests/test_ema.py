@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from engine_runs import kill_at, make_mixed_world, mixed_recipe, run_on_two
+from safetensors.torch import load_file
 from test_trainer import Samples, make_trainer
 from tiny_run import make_world
 from torch import Tensor
@@ -123,6 +125,33 @@ def test_a_stage_ends_in_the_average(tmp_path: Path) -> None:
     averaged, last = kept
     assert all(torch.equal(saved[name], value) for name, value in averaged.items())
     assert not all(torch.equal(saved[name], value) for name, value in last.items())
+
+
+def test_pieces_average_to_what_whole_tensors_do_also_after_a_kill(tmp_path: Path) -> None:
+    make_mixed_world(tmp_path)
+
+    def run(name: str, engine: str, *before: Any) -> list[int]:
+        recipe = mixed_recipe(tmp_path, tmp_path / name, engine, ema=0.5)
+        return [code for code, _ in run_on_two(recipe, tmp_path / f"{name}-seen", *before)]
+
+    assert run("whole", "ddp") == [0, 0]
+    assert -9 in run("pieces", "fsdp2", kill_at(2))
+    assert run("pieces", "fsdp2") == [0, 0]
+    whole, pieces = (
+        load_file(tmp_path / name / "sft" / "model.safetensors") for name in ("whole", "pieces")
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, atol=1e-5, rtol=0)
+
+
+def test_an_average_that_cannot_be_put_together_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    recipe = {**make_world(tmp_path), "engine": "zero3"}
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match="ema: .*engine: zero3. Choose engine: zero2 or fsdp2"):
+        run_recipe(recipe, ["stages.pre_align.ema=0.9"])
 
 
 def test_a_number_is_its_decay(tmp_path: Path) -> None:

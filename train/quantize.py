@@ -74,5 +74,5 @@ def dequantize_linears(model: nn.Module) -> None:
         weight = dequantize(packed.data, packed.quant_state)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = layer.bias  # type: ignore[assignment]
+        plain.bias = layer.bias
         model.set_submodule(name, plain)

@@ -26,7 +26,7 @@ def recompute_blocks(model: nn.Module, parts: Iterable[str]) -> None:
     """
     for part in parts:
         for block in part_blocks(model, part):
-            block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+            block.forward = partial(_recomputed, block.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

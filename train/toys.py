@@ -145,20 +145,14 @@ def _record(index: int, picture: str, colour: str, side: str, captions: bool) ->
     if captions:
         said = [("human", "<image>\nDescribe it."), ("gpt", f"A {colour} square on the {side}.")]
         return {"id": str(index), "image": picture, "conversations": _turns(said)}
-    said = [
-        ("human", "<image>\nWhich colour?"),
-        ("gpt", colour),
-        ("human", "On which side?"),
-        ("gpt", side),
-    ]
-    record = {"id": str(index), "image": picture, "skill": side, "conversations": _turns(said)}
+    question, pictures = "<image>\nWhich colour?", [picture]
     if index == 1:
-        record["image"] = [picture, picture]
-        record["conversations"][0]["value"] = "<image>\n<image>\nWhich colour have both?"
+        question, pictures = "<image>\n<image>\nWhich colour have both?", [picture, picture]
     if index == 2:
-        del record["image"]
-        record["conversations"] = _turns([("human", "Say yes."), ("gpt", "yes")])
-    return record
+        question, pictures = "Which colour is the sky?", []
+    turns = [("human", question), ("gpt", colour), ("human", "On which side?"), ("gpt", side)]
+    record = {"id": str(index), "skill": side, "conversations": _turns(turns)}
+    return {**record, "image": pictures} if pictures else record
 
 
 def _turns(said: list[tuple[str, str]]) -> list[dict[str, str]]:

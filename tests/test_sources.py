@@ -179,6 +179,7 @@ def test_the_identity_is_of_contents_not_of_names(world: Path, tmp_path: Path) -
     base = identity()
     assert identity("name=renamed", "stages.align.args.logging_steps=5") == base
     assert identity("stages.sft.batch_size=6") == base
+    assert identity("stages.align.on_nonfinite=skip", "peak_tflops=790") == base
     for change in ("seed=1", "stages.align.batch_size=4", "model.fusion.grid=4", "dtype=bfloat16"):
         assert identity(change) != base
     assert identity(digest="01") != base

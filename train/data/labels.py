@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from eagle_moe.loss import IGNORE_INDEX as IGNORE_INDEX
 from train.data.index import identity
 from train.data.records import Record
 from train.data.release_labels import ReleaseLabels
 
 if TYPE_CHECKING:
     from eagle_moe.processor import EagleMixProcessor
-
-IGNORE_INDEX = -100
-"""Label of a token that is not learned (`torch.nn.functional.cross_entropy`'s `ignore_index`)."""
 
 LabelRule = Literal["spans", "release"]
 """Which tokens are learned: the template's spans, or what official training counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 import yaml
 from interrupted import Attempt, Recipe, at_steps, make_hard_world, put, result
+from transformers import Trainer
 
+from train.continuing import Continuing
 from train.curve import CurveWriter
 from train.recipe import parse_recipe
 from train.run import run_recipe
@@ -272,9 +275,21 @@ def test_two_processes_stop_at_the_same_step_when_one_is_asked(
         assert attempt.exit_code() == STOP_CODE, attempt.log.read_text()
     assert last_step(recipe) == 8
     assert len(list((tmp_path / "run/unfinished/sft/checkpoint-8").glob("totals_*"))) == 2
+    shutil.copytree(tmp_path / "run", tmp_path / "mistaken")
     for attempt in two(recipe, lambda _: lambda: None):
         assert attempt.exit_code() == 0, attempt.log.read_text()
     assert result(tmp_path / "run/sft") == result(undisturbed_two)
+
+    recipe = recipe | {"output_dir": str(tmp_path / "mistaken")}
+    for attempt in two(recipe, lambda _: put(Continuing, "_run_epoch", in_the_first_order)):
+        assert attempt.exit_code() == 0, attempt.log.read_text()
+    assert result(tmp_path / "mistaken/sft")["weights"] != result(undisturbed_two)["weights"]
+
+
+def in_the_first_order(self: Continuing, **told: Any) -> None:
+    """As the Trainer does it, which leaves the sampler of several processes in its first epoch."""
+    self._restore(Path(told["resume_from_checkpoint"]))
+    Trainer._run_epoch(self, **told)
 
 
 def test_a_launcher_hands_the_signal_on(

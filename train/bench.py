@@ -29,11 +29,12 @@ from rich.table import Table
 from torch import Tensor
 
 from eagle_moe.canvas import load_image, to_canvas
-from eagle_moe.loss import label_loss
+from eagle_moe.loss import LanguageModelHead, label_loss
 from eval.speed.rounds import compare
 from train.data.packing import plan_rows
 from train.data.sampler import EpochSampler, Work, balance
 from train.data.source import RecordSource
+from train.logit_memory import peak_logit_bytes
 
 IMAGE_TOKENS = 1024
 IMAGE_COST = 1150
@@ -142,10 +143,11 @@ def loss_head(rounds: int) -> Iterator[Row]:
     """Loss over the labelled tenth of the positions against logits at all of them."""
     torch.manual_seed(0)
     positions, width, vocabulary = 1152, 256, 32_000
-    head = torch.nn.Linear(width, vocabulary, bias=False)
+    head = LanguageModelHead(width, vocabulary, bias=False)
     hidden = torch.randn(1, positions, width, requires_grad=True)
     labels = torch.full((1, positions), -100)
-    labels[:, -positions // 10 :] = torch.randint(0, vocabulary, (1, positions // 10 + 1))
+    learned = positions // 10
+    labels[:, -learned:] = torch.randint(0, vocabulary, (1, learned))
 
     def full() -> Tensor:
         logits = head(hidden)[:, :-1].float().flatten(0, 1)
@@ -159,22 +161,10 @@ def loss_head(rounds: int) -> Iterator[Row]:
 
     _, ratio = compare({"full": step(full), "ours": step(ours)}, rounds)
     yield "loss head, forward and backward, 10 % labels", str(ratio), "> 1"
-    saved = {name: _saved_bytes(loss) for name, loss in (("full", full), ("ours", ours))}
-    yield "bytes kept for the backward pass", f"{saved['full'] / saved['ours']:.1f} x less", ">= 10"
-
-
-def _saved_bytes(loss: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps, parameters and what was given left out."""
-    kept: dict[int, int] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        if not value.is_leaf:
-            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        loss().backward()
-    return sum(kept.values())
+    most = {
+        name: peak_logit_bytes(step(loss), head) for name, loss in (("full", full), ("ours", ours))
+    }
+    yield "memory of logits at its most", f"{most['full'] / most['ours']:.1f} x less", ">= 10"
 
 
 # Pictures

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,12 @@ from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor, read_template
 
 torch.set_num_threads(1)
+
+# Started in the background or by nohup, these are ignored, and so they would be in every process
+# that a test starts to interrupt it.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CANVAS = 64
 SPECIAL = ("<unk>", "<s>", "</s>", "<image>")

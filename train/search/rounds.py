@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from train.search.trial import Cost, Members
+from train.search.trial import UNKNOWN, Cost, Members
 
 Verdict = Literal["better", "worse", "not distinguishable", "failed", "not in the table"]
 
@@ -38,7 +38,7 @@ class Candidate:
     verdict: Verdict | None
     seeds: tuple[int, ...] = ()
     tasks: dict[str, float] | None = None
-    cost: Cost = Cost()
+    cost: Cost = UNKNOWN
     error: str = ""
 
 

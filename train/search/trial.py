@@ -40,6 +40,9 @@ class Cost:
     images_per_second: float | None = None
 
 
+UNKNOWN = Cost()
+
+
 @dataclass(frozen=True)
 class Result:
     """How a trial ended.
@@ -53,7 +56,7 @@ class Result:
     trial: Trial
     score: float | None = None
     items: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    cost: Cost = Cost()
+    cost: Cost = UNKNOWN
     error: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The table of a run's parts, printed before its first step."""
+"""What is printed before a run's first step: the table of its parts. And that of all stages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,25 @@ from torch import nn
 
 from eagle_moe.checkpoint import read_complete
 from eagle_moe.parts import part_of
+from train.sources import Origin
 from train.stages import StageRun
+from train.weights import origin_history
+
+
+def show_parts(
+    run: StageRun, model: nn.Module, origins: Mapping[str, Origin], learning_rate: float
+) -> None:
+    """Print what is about to learn, at which rates, and where its weights come from.
+
+    `learning_rate`: of the parts for which the stage gives none.
+    """
+    histories = {part: origin_history(part, origins[part], run.recipe.seed) for part in origins}
+    show(parts_table(run, model, run.rates(learning_rate), histories))
+    if needless := run.needless_checkpointing:
+        print(
+            f"{run.title}: checkpointing of {', '.join(needless)} is left out: frozen, and "
+            "nothing before it learns, so there are no activations to save"
+        )
 
 
 def parts_table(

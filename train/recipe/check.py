@@ -55,7 +55,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         frozen = stage.frozen_dtype or recipe.frozen_dtype
         if frozen not in (None, stage.dtype or recipe.dtype) and not stage.args.get("bf16"):
             raise ValueError(f"{where}: frozen_dtype differs from dtype: this needs args.bf16.")
-        for data in [*stage.data, *([stage.eval.data] if stage.eval else [])]:
+        for data in stage.all_data:
             _known(data, recipe.data, f"{where}: data")
         earlier[name] = stage
 

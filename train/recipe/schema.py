@@ -129,6 +129,11 @@ class Stage(Schema):
     """Any field of transformers' `TrainingArguments`."""
 
     @property
+    def all_data(self) -> tuple[str, ...]:
+        """Names of the data sets that it reads, to learn or to be evaluated."""
+        return (*self.data, *([self.eval.data] if self.eval else ()))
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """`init_from` in its long form."""
         return tuple(

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-train test test-oldest check format train prealign align sft doctor eval chat clean
+.PHONY: help setup demo bench-train test test-oldest check format train prealign align sft search doctor eval chat clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,11 @@ align: setup  ## its stage align: the connector of the mixture
 sft: setup  ## its stage sft: supervised fine-tuning
 	$(BIN)/python -m train.run $(RECIPE) --stage sft $(ARGS)
 
+SEARCH ?= configs/search/mini.yaml
+
+search: setup  ## which experts to mix: make search SEARCH=configs/search/mini.yaml [OUT=dir]
+	$(BIN)/python -m train.search $(SEARCH) $(if $(OUT),--out $(OUT)) $(ARGS)
+
 doctor: setup  ## examine the data of a recipe before training on it
 	$(BIN)/python -m train.data.doctor --recipe $(RECIPE) $(ARGS)
 
@@ -88,7 +93,7 @@ format: setup  ## write the format that check asks for
 OLDEST := .venv-oldest
 OLDEST_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,\
   auto build canvas chat* cli config connectors expert* fusion golden* image_processor interop* \
-  model processor profile)))
+  model* processor profile)))
 
 site = $(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 

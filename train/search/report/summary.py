@@ -1,0 +1,81 @@
+"""`summary.json`: all of a report but the ledger, to be read by programs and rendered again.
+
+    chosen, rounds, strategy, rule      the decisions (`train.search.rounds.Choice`)
+    cost                                steps and pre-alignments, done and saved (`facts.Reuse`)
+    title, pool, base, finished, settings, fingerprints, versions, machine, notes
+    clock                               seconds, and images/s per mixture
+
+All that the clock decides is under `clock`: the rest is equal in two like searches on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from train.search.report.facts import SearchFacts
+from train.search.rounds import Choice
+from train.search.trial import Members
+
+SUMMARY = "summary.json"
+LEDGER = "ledger.jsonl"
+SPEEDS = "images_per_second"
+DECISIONS = ("chosen", "rounds", "strategy", "rule")
+
+
+def summarise(choice: Choice, facts: SearchFacts) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    decisions, about = choice.dump(), facts.dump()
+    clock, reuse = about.pop("clock"), about.pop("reuse")
+    speeds: dict[str, float] = {}
+    for candidate in _candidates(decisions):
+        speed = candidate["cost"].pop(SPEEDS)
+        if speed is not None:
+            speeds[title_of(candidate["members"])] = speed
+    ends = {"clock": {**clock, SPEEDS: dict(sorted(speeds.items()))}}
+    return {**decisions, "cost": reuse, **about, **ends}
+
+
+def title_of(members: Members) -> str:
+    """A mixture in one word: `clip+sam`."""
+    return "+".join(members)
+
+
+def read_summary(out: str | Path) -> tuple[Choice, SearchFacts]:
+    """What `write_report` was given, from the files in folder `out`.
+
+    Raises `FileNotFoundError`, or `ValueError` naming the file and what is wrong in it.
+    """
+    path = Path(out, SUMMARY)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Give the folder that a search wrote into.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        decisions = {key: data.pop(key) for key in DECISIONS}
+        clock = data.pop("clock")
+        speeds = clock.pop(SPEEDS)
+        for candidate in _candidates(decisions):
+            candidate["cost"][SPEEDS] = speeds.get(title_of(candidate["members"]))
+        fields = {**data, "reuse": data.pop("cost"), "clock": clock, "ledger": _ledger(Path(out))}
+        choice = TypeAdapter(Choice).validate_python(decisions)
+        facts = TypeAdapter(SearchFacts).validate_python(fields)
+    except (json.JSONDecodeError, ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not what a search writes: {error!r}.") from None
+    return choice, facts
+
+
+def _candidates(decisions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for each in decisions["rounds"]:
+        yield from filter(None, (each["incumbent"], *each["candidates"]))
+
+
+def _ledger(out: Path) -> list[dict[str, Any]]:
+    """Rows of the ledger; a torn last line is no row."""
+    path = out / LEDGER
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    whole, _, _ = text.rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]

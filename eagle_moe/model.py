@@ -3,21 +3,30 @@
 # No postponed annotations here: transformers reads the class of `config` from its annotation.
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from eagle_moe.config import EagleMixConfig, EagleMixVisionConfig
+from eagle_moe.config import EagleMixConfig
 from eagle_moe.connectors import CONNECTORS, Connector
-from eagle_moe.experts import VisionExpert, build_expert
-from eagle_moe.fusion import FUSIONS
 from eagle_moe.loss import LanguageModelHead, label_loss
+from eagle_moe.pretrained import EagleMixPreTrainedModel, cast_for
+from eagle_moe.vision import EagleMixVisionModel
+
+__all__ = [
+    "EagleMixCausalLMOutput",
+    "EagleMixForConditionalGeneration",
+    "EagleMixModel",
+    "EagleMixModelOutput",
+    "EagleMixPreTrainedModel",
+    "EagleMixVisionModel",
+]
 
 
 @dataclass
@@ -37,82 +46,6 @@ class EagleMixCausalLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
-
-
-class EagleMixPreTrainedModel(PreTrainedModel):
-    """What transformers must know about every class here."""
-
-    config: EagleMixConfig
-    base_model_prefix = "model"
-    input_modalities: ClassVar[tuple[str, ...]] = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        _restore_buffers(module)
-
-
-class EagleMixVisionModel(EagleMixPreTrainedModel):
-    """All experts and their fusion: canvas (B,3,S,S) uint8 -> fused tokens (B,N,C)."""
-
-    config: EagleMixVisionConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    base_model_prefix = "vision_tower"
-
-    def __init__(self, config: EagleMixVisionConfig) -> None:
-        super().__init__(config)
-        self.towers = nn.ModuleDict({spec.name: build_expert(spec) for spec in config.expert_specs})
-        channels = {name: expert.channels for name, expert in self._experts()}
-        assert config.fusion is not None
-        self.fusion = FUSIONS[config.fusion["kind"]](channels, config.fusion_options)
-        # An expert's init hook must see each of its own submodules, however deep.
-        self._owner = {part: expert for _, expert in self._experts() for part in expert.modules()}
-        # Whole experts stay on one device; their blocks are what FSDP wraps.
-        self._no_split_modules = sorted(
-            {type(part).__name__ for _, expert in self._experts() for part in expert.blocks}
-            | {type(expert).__name__ for _, expert in self._experts()}
-            | {type(self.fusion).__name__}
-        )
-        self.post_init()
-
-    def _experts(self) -> list[tuple[str, VisionExpert]]:
-        return list(self.towers.items())  # type: ignore[arg-type]
-
-    def get_input_embeddings(self) -> None:
-        return None
-
-    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Canvas (B,3,S,S) uint8 -> feature map (B,C_i,h_i,w_i) per expert, in mixture order."""
-        size = self.config.canvas_size
-        if tuple(pixel_values.shape[1:]) != (3, size, size):
-            raise ValueError(
-                f"pixel_values: expected canvases (num_images, 3, {size}, {size}), got "
-                f"{tuple(pixel_values.shape)}. Make them with this model's own processor."
-            )
-        return {name: expert(expert.view(pixel_values)) for name, expert in self._experts()}
-
-    def forward(self, pixel_values: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Canvas (B,3,S,S) uint8, or the maps that `encode` made of it -> fused tokens (B,N,C)."""
-        maps = self.encode(pixel_values) if isinstance(pixel_values, Tensor) else pixel_values
-        return self.fusion({name: _cast_for(self.fusion, x) for name, x in maps.items()})
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        expert = self._owner.get(module)
-        if expert is not None and expert.init_weights(module):
-            _restore_buffers(module)
-        elif expert is None and isinstance(module, nn.Linear):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
 
 
 class EagleMixModel(EagleMixPreTrainedModel):
@@ -142,6 +75,46 @@ class EagleMixModel(EagleMixPreTrainedModel):
             super()._init_weights(module)
 
     @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EagleMixModelOutput:
+        """`input_ids` (B,L) with placeholders, `pixel_values` the canvases of the whole batch.
+
+        Canvases are in prompt order. Without them the experts are not run. `mm_encoder_outputs`
+        ({"image": what get_image_features returned}) replaces `pixel_values`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        image_tokens = self._image_tokens(pixel_values, mm_encoder_outputs)
+        if image_tokens is not None:
+            image_tokens = image_tokens.to(inputs_embeds)
+        inputs_embeds = self._place(image_tokens, input_ids, inputs_embeds)
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return EagleMixModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_tokens,
+        )
+
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: Tensor | Mapping[str, Tensor],
@@ -154,10 +127,34 @@ class EagleMixModel(EagleMixPreTrainedModel):
         """
         fused_tokens = self.vision_tower(pixel_values)
         projector = self.multi_modal_projector
-        image_tokens = projector(_cast_for(projector, fused_tokens))
+        image_tokens = projector(cast_for(projector, fused_tokens))
         return BaseModelOutputWithPooling(
             last_hidden_state=fused_tokens, pooler_output=list(image_tokens)
         )
+
+    def _image_tokens(
+        self,
+        pixel_values: Tensor | None,
+        mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None,
+    ) -> Tensor | None:
+        """Image tokens (T,D) of the whole batch, in prompt order; None without an image."""
+        image = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and image is not None:
+            raise ValueError("Give either pixel_values or mm_encoder_outputs.")
+        if pixel_values is not None and pixel_values.shape[0] > 0:
+            image = self.get_image_features(pixel_values, return_dict=True)
+        return None if image is None else torch.cat(list(image.pooler_output))
+
+    def _place(
+        self, image_tokens: Tensor | None, input_ids: Tensor | None, inputs_embeds: Tensor
+    ) -> Tensor:
+        """`inputs_embeds` (B,L,D) with the image tokens (T,D) where the prompt leaves room."""
+        if image_tokens is not None:
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_tokens)
+            return inputs_embeds.masked_scatter(mask, image_tokens)
+        if input_ids is not None and input_ids.shape[1] > 1:  # a prompt, not a decoding step
+            self.get_placeholder_mask(input_ids, inputs_embeds, inputs_embeds.new_empty(0, 1))
+        return inputs_embeds
 
     def get_placeholder_mask(
         self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor
@@ -183,57 +180,6 @@ class EagleMixModel(EagleMixPreTrainedModel):
             ),
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EagleMixModelOutput:
-        """`input_ids` (B,L) with placeholders, `pixel_values` the canvases of the whole batch.
-
-        Canvases are in prompt order. Without them the experts are not run. `mm_encoder_outputs`
-        ({"image": what get_image_features returned}) replaces `pixel_values`.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-
-        image = (mm_encoder_outputs or {}).get("image")
-        if pixel_values is not None and image is not None:
-            raise ValueError("Give either pixel_values or mm_encoder_outputs.")
-        if pixel_values is not None and pixel_values.shape[0] > 0:
-            image = self.get_image_features(pixel_values, return_dict=True)
-
-        image_tokens = None
-        if image is not None:
-            image_tokens = torch.cat(list(image.pooler_output)).to(inputs_embeds)
-            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_tokens)
-            inputs_embeds = inputs_embeds.masked_scatter(mask, image_tokens)
-        elif input_ids is not None and input_ids.shape[1] > 1:  # a prompt, not a decoding step
-            self.get_placeholder_mask(input_ids, inputs_embeds, inputs_embeds.new_empty(0, 1))
-
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        return EagleMixModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_tokens,
-        )
 
 
 class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin):
@@ -297,22 +243,9 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        logits = loss = None
-        if skip_logits:
-            assert labels is not None
-            count = kwargs.get("num_items_in_batch")
-            loss = label_loss(self.lm_head, outputs[0], labels, count)
-        else:
-            last = isinstance(logits_to_keep, int)
-            keep = slice(-logits_to_keep, None) if last else logits_to_keep
-            logits = self.lm_head(outputs[0][:, keep, :])
-            if labels is not None:
-                loss = self.loss_function(
-                    logits=logits,
-                    labels=labels,
-                    vocab_size=self.config.text_config.vocab_size,
-                    **kwargs,
-                )
+        hidden = outputs.last_hidden_state
+        logits = None if skip_logits else self.lm_head(_kept(hidden, logits_to_keep))
+        loss = None if labels is None else self._loss(hidden, logits, labels, **kwargs)
         return EagleMixCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -321,6 +254,23 @@ class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+    def _loss(self, hidden: Tensor, logits: Tensor | None, labels: Tensor, **kwargs: Any) -> Tensor:
+        """From the logits (B,L,V), or, if they were skipped, from the hidden states (B,L,D)."""
+        if logits is None:
+            return label_loss(self.lm_head, hidden, labels, kwargs.get("num_items_in_batch"))
+        vocabulary = self.config.text_config.vocab_size
+        loss: Tensor = self.loss_function(
+            logits=logits, labels=labels, vocab_size=vocabulary, **kwargs
+        )
+        return loss
+
+
+def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The positions of hidden states (B,L,D) that logits are asked for."""
+    last = isinstance(logits_to_keep, int)
+    keep = slice(-logits_to_keep, None) if last else logits_to_keep
+    return hidden[:, keep, :]
 
 
 def _check_plain_head(text_config: PreTrainedConfig) -> None:
@@ -338,16 +288,3 @@ def _check_plain_head(text_config: PreTrainedConfig) -> None:
                 f"text_config: {text_config.model_type} changes its logits after the head "
                 f"({field}={value}), which eagle_moe does not. Choose another language model."
             )
-
-
-def _cast_for(module: nn.Module, x: Tensor) -> Tensor:
-    """`x` in the dtype of the module's parameters: frozen parts may be kept in a lower one."""
-    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
-    return x.to(next(dtypes, x.dtype))
-
-
-def _restore_buffers(module: nn.Module) -> None:
-    """Recompute timm's non-persistent buffers, which loading leaves as uninitialised memory."""
-    restore = getattr(module, "init_non_persistent_buffers", None)
-    if restore is not None:
-        restore()

@@ -20,6 +20,8 @@ LAYERS = [
     {"registry", "canvas", "parts", "loss"},
     {"experts", "fusion", "connectors", "checkpoint"},
     {"config"},
+    {"pretrained"},
+    {"vision"},
     {"model", "image_processor"},
     {"processor", "profile"},
     {"build"},

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from train.search.trial import UNKNOWN, Cost, Members
 
-Verdict = Literal["better", "worse", "not distinguishable", "failed", "not in the table"]
+Verdict = Literal["better", "worse", "not distinguishable", "dropped", "failed", "not in the table"]
+"""Of a gain at 95 %; "dropped" by a cheap trial, or not scored at all."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Candidate:
     - `changed`: the expert added to or removed from the incumbent; None where there is none.
     - `score`: over its seeds and items; None if no trial of it succeeded.
     - `gain`: its score minus the incumbent's, paired; None where there is no incumbent.
-    - `verdict`: of that gain.
+    - `verdict`: of that gain; None where nothing is known of noise.
+    - `proxy`: the score of its last cheap trial, if it had one.
     - `seeds`: those that succeeded. `error`: of one that did not.
     - `tasks`: task -> mean score.
     """
@@ -40,6 +42,7 @@ class Candidate:
     tasks: dict[str, float] | None = None
     cost: Cost = UNKNOWN
     error: str = ""
+    proxy: float | None = None
 
 
 @dataclass(frozen=True)

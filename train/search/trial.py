@@ -60,5 +60,8 @@ class Result:
     error: str = ""
 
 
+ABSENT = "not in the table"
+"""The `error` of a trial that a table of given scores does not have: nothing failed."""
+
 RunTrials = Callable[[Sequence[Trial]], Sequence[Result]]
 """Runs trials, at the same time where there is room; results in the order of the trials."""

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from eagle_moe.schema import load_yaml
-from train.demo import CONFIGS, MODELS, Demo, DemoSettings, main, make_stage
+from train.demo import CONFIGS, MODELS, Demo, DemoSettings, main
 from train.jobs import Job
 from train.jobs.graph import fingerprints
+from train.material import make_stage
 from train.recipe import Recipe, load_recipe
 
 SIZES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

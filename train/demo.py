@@ -21,71 +21,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from eagle_moe.schema import Schema, load_yaml
+from eagle_moe.schema import load_yaml
 from train.jobs import Job, JobsFailed, progress, run_jobs
+from train.material import Material, MaterialSettings, make_stage
 
 CONFIGS = Path("configs/demo")
 CLIP = "[{name: clip, preset: clip-tiny}]"
 
 
-class Pretext(Schema):
-    """Size of one expert's pretext training; see `train.pretrain.experts.pretrain_expert`."""
-
-    steps: int = Field(gt=0)
-    batch_size: int = Field(32, gt=0)
-    scenes: int = Field(4000, gt=0)
-
-
-class DemoSettings(Schema):
+class DemoSettings(MaterialSettings):
     """Sizes of the demo."""
 
     recipe: str
-    reader: str
-    suite: dict[str, int]
-    """Images per skill: `train`, `test`."""
-    corpus: dict[str, int]
-    """Texts: `documents`, `copies`."""
-    pretexts: dict[str, Pretext]
-    """Expert -> size of its pretext training."""
     overrides: list[str] = []
     """Of the recipe, in every run of it."""
-    reader_overrides: list[str] = []
     clip_best_overrides: list[str] = []
     """What CLIP does best with, on top of opening it after `clip_only`."""
-
-
-# -- jobs: each runs in a process of its own and leaves its result in `out`
-
-
-def make_suite(out: Path, train: int, test: int) -> None:
-    from eval.skills import write_suite
-
-    write_suite(out, train, test, progress=lambda n, of: progress(n, of, "images"))
-
-
-def make_corpus(out: Path, documents: int, copies: int) -> None:
-    from train.pretrain.corpus import write_corpus
-    from train.pretrain.tokenizer import write_tokenizer
-
-    write_tokenizer(out / "tokenizer")
-    write_corpus(out / "corpus.jsonl", documents, copies, progress=progress)
-
-
-def make_expert(out: Path, entry: Any, **size: Any) -> None:
-    from train.pretrain.experts import pretrain_expert
-
-    pretrain_expert(entry, out, **size, progress=progress)
-
-
-def make_stage(
-    out: Path, recipe: str, stage: str, overrides: Sequence[str], expert: str | None = None
-) -> None:
-    """One run of a recipe; `out` is where the job is kept, the checkpoint goes where it says."""
-    from train.run import run_stage
-
-    run_stage(recipe, stage, expert, overrides, redo=True)
 
 
 def make_score(out: Path, model: str, data: str, images: str) -> None:
@@ -103,39 +54,11 @@ class Demo:
     def __init__(self, settings: DemoSettings, root: Path) -> None:
         self.settings = settings
         self.root = root
-        self.suite, self.text = root / "suite", root / "text"
-        self.reader = f"{{checkpoint: {root}/reader/read, parts: [language_model]}}"
+        self.material = Material(settings, root)
 
     def jobs(self) -> list[Job]:
         """All jobs, those that others wait for longest first."""
-        return [*self._material(), *self._models(), *self._scores()]
-
-    def _material(self) -> list[Job]:
-        """Data, the reader and the experts."""
-        told = self.settings
-        reader = [
-            f"output_dir={self.root}/reader",
-            f"data.corpus.path={self.text}/corpus.jsonl",
-            self._tokenizer,
-            *told.reader_overrides,
-        ]
-        read = {"recipe": told.reader, "stage": "read", "overrides": reader}
-        entries = {e["name"]: e for e in load_yaml("configs/models/mini.yaml")["experts"]}
-        eyes = [
-            Job(f"eyes/{name}", make_expert, {"entry": entries[name], **size.dump()}, out)
-            for name, size in told.pretexts.items()
-            for out in [self.root / "experts" / name]
-        ]
-        return [
-            Job("text", make_corpus, told.corpus, self.text),
-            Job("reader", make_stage, read, self._place("reader"), ("text",)),
-            Job("suite", make_suite, told.suite, self.suite),
-            *eyes,
-        ]
-
-    @property
-    def _tokenizer(self) -> str:
-        return f"model.language_model.tokenizer={self.text}/tokenizer"
+        return [*self.material.jobs(), *self._models(), *self._scores()]
 
     def _place(self, name: str) -> Path:
         return self.root / "jobs" / name.replace("/", "-")
@@ -151,12 +74,7 @@ class Demo:
         """One run of the recipe on this demo's material, with `changes` on top."""
         overrides = [
             f"output_dir={self.root}/{model}",
-            f"stages.pre_align.init_from=[{self.reader}]",
-            f"stages.align.init_from=[{self.reader}, pre_align]",
-            f"data.captions.path={self.suite}/captions.jsonl",
-            f"data.questions.path={self.suite}/train.jsonl",
-            f"data.held_out.path={self.suite}/test.jsonl",
-            self._tokenizer,
+            *self.material.overrides(),
             *self.settings.overrides,
             *changes,
         ]
@@ -165,17 +83,15 @@ class Demo:
         kwargs["recipe"] = self.settings.recipe
         return Job(name, make_stage, kwargs, self._place(name), ("suite", *needs))
 
-    def _experts(self, names: Sequence[str]) -> str:
-        places = ", ".join(f"{name}: {self.root}/experts/{name}" for name in names)
-        return f"init.experts={{{places}}}"
-
     def _models(self) -> list[Job]:
         """The mixture, and the three models that it is compared with."""
         told = self.settings
         names = list(told.pretexts)
-        mixture = [self._experts(names)]
-        clip = [f"model.experts={CLIP}", self._experts(["clip"])]
-        aligned = [f"stages.align.init_from=[{self.reader}, {self.root}/mixture/pre_align]"]
+        mixture = [self.material.init_experts(names)]
+        clip = [f"model.experts={CLIP}", self.material.init_experts(["clip"])]
+        aligned = [
+            f"stages.align.init_from=[{self.material.reader}, {self.root}/mixture/pre_align]"
+        ]
         # Its own best recipe: half as long again, and with the expert open.
         best = [
             f"stages.sft.init_from=[{self.root}/clip_only/sft]",
@@ -185,7 +101,7 @@ class Demo:
         ]
         blind = [
             "stages.sft.trainable=[language_model]",
-            f"stages.sft.init_from=[{self.reader}]",
+            f"stages.sft.init_from=[{self.material.reader}]",
             "data.questions.images=drop",
             "data.held_out.images=drop",
         ]
@@ -210,7 +126,7 @@ class Demo:
                 make_score,
                 {
                     "model": f"{self.root}/{model}/sft",
-                    "data": str(self.suite),
+                    "data": str(self.material.suite),
                     "images": "drop" if model == "blind" else "keep",
                 },
                 self.root / "scores" / model,

@@ -19,6 +19,7 @@ from rich.console import Console
 from eval.answer import Answer
 from eval.card import ANSWERS, Card, count
 from eval.items import Item, hash_items, read_items
+from eval.page import show_seconds
 from eval.report import (
     DemoResults,
     Probe,
@@ -28,7 +29,7 @@ from eval.report import (
     summarise,
     write_report,
 )
-from eval.report.figures import COLOURS, show_seconds
+from eval.report.figures import COLOURS
 from eval.report.page import render_page
 from eval.report.results import MODELS
 from eval.report.story import headline

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from eval.page import FAINT, INK, RULE, show_seconds
 from eval.report.results import MODELS, CurvePoint, Probe
 from eval.score import Estimate
 
@@ -21,52 +20,6 @@ COLOURS = {
     "chance": "#c3c7cd",
 }
 """Blue, orange and greys: apart for colour-blind readers, and in print."""
-INK = "#22262b"
-FAINT = "#6b7178"
-RULE = "#d9dce1"
-PANEL = (3.5, 2.1)
-"""Inches of a panel. Text is 9 pt, so that a panel as wide as a phone is legible."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": FAINT,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "svg.fonttype": "none",
-}
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Fonts and colours of every panel; draws without a display."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
-        yield
-
-
-def to_svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = PANEL) -> str:
-    """One panel as an `<svg>` element whose text stays text. `name` keeps its ids apart."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with house_style(), mpl.rc_context({"svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        target = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(target, format="svg", transparent=True, metadata=no_metadata)
-    svg = target.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def draw_accuracy(axes: Axes, title: str, scores: Mapping[str, Estimate]) -> None:
@@ -136,11 +89,3 @@ def draw_probe(axes: Axes, probe: Probe) -> None:
     axes.set_yticks(range(len(probe.rows)), list(probe.rows))
     axes.xaxis.tick_top()
     axes.spines[:].set_visible(False)
-
-
-def show_seconds(seconds: float) -> str:
-    """`48 s`, `1 min 05 s`."""
-    whole = round(seconds)
-    if whole < 1:
-        return f"{seconds:.1f} s"
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
+from eval.page import render, to_svg
 from eval.report import figures, story
 from eval.report.results import MODELS, CurvePoint, DemoResults, Sample
 from eval.score import TOTAL
@@ -21,15 +21,9 @@ SHOWN = ("mixture", "clip_only")
 
 def render_page(results: DemoResults) -> str:
     """The HTML text."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
+    return render(
+        Path(__file__).with_name("page.html.jinja"),
         title=story.TITLE,
-        ink=figures.INK,
-        faint=figures.FAINT,
-        rule=figures.RULE,
         headline=story.headline(results),
         tiles=_tiles(results),
         leads=story.lead_sentences(results),
@@ -83,9 +77,7 @@ def _accuracy(results: DemoResults) -> list[dict[str, str]]:
         scores = {name: results.accuracy[name][skill] for name in results.models}
         draw = partial(figures.draw_accuracy, title=skill, scores=scores)
         text = "; ".join(f"{MODELS[name]} {story.percent(scores[name])}" for name in scores)
-        panels.append(
-            {"text": f"{skill}: {text}", "svg": figures.to_svg(f"accuracy-{skill}", draw)}
-        )
+        panels.append({"text": f"{skill}: {text}", "svg": to_svg(f"accuracy-{skill}", draw)})
     return panels
 
 
@@ -131,7 +123,7 @@ def _curves(results: DemoResults) -> list[dict[str, str]]:
             f"{MODELS[name]} {point.exact_match:.0%} after {point.step} steps"
             for name, point in last.items()
         )
-        panels.append({"text": f"{skill}: {text}", "svg": figures.to_svg(f"curve-{skill}", draw)})
+        panels.append({"text": f"{skill}: {text}", "svg": to_svg(f"curve-{skill}", draw)})
     return panels
 
 
@@ -139,9 +131,9 @@ def _probe(results: DemoResults) -> str | None:
     if results.probe is None:
         return None
     size = (5.6, 0.5 + 0.32 * len(results.probe.rows))
-    return figures.to_svg("probe", partial(figures.draw_probe, probe=results.probe), size)
+    return to_svg("probe", partial(figures.draw_probe, probe=results.probe), size)
 
 
 def _seconds(results: DemoResults) -> str:
     size = (5.6, 0.2 + 0.26 * len(results.seconds))
-    return figures.to_svg("seconds", partial(figures.draw_seconds, seconds=results.seconds), size)
+    return to_svg("seconds", partial(figures.draw_seconds, seconds=results.seconds), size)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.page import FAINT, INK, house_style
 from eval.report import figures, story
 from eval.report.page import SHOWN, curves_of
 from eval.report.results import MODELS, DemoResults, Sample
@@ -44,7 +45,7 @@ def draw_poster(results: DemoResults, path: Path) -> None:
 
     sections = _sections(results)
     heights = [section.height for section in sections]
-    with figures.house_style():
+    with house_style():
         figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, facecolor="white")
         bands = figure.subfigures(len(sections), 1, height_ratios=heights, squeeze=False)
         for section, band in zip(sections, bands[:, 0], strict=True):
@@ -58,7 +59,7 @@ def _sections(results: DemoResults) -> list[Section]:
         _text(story.headline(results), size=12, width=130),
         Section(1.45, partial(_draw_tiles, results=results)),
         _text(*story.lead_sentences(results)),
-        _text(story.setting(results), colour=figures.FAINT),
+        _text(story.setting(results), colour=FAINT),
         _heading("Accuracy per skill, with 95 % intervals"),
         _panels([partial(_draw_accuracy, results=results, skill=skill) for skill in _all(results)]),
         _heading("What the models answer"),
@@ -81,7 +82,7 @@ def _sections(results: DemoResults) -> list[Section]:
     draw = partial(figures.draw_seconds, seconds=results.seconds)
     sections += [
         _heading("Where the time went"),
-        _text(story.time_sentence(results), colour=figures.FAINT),
+        _text(story.time_sentence(results), colour=FAINT),
         Section(0.1 + 0.26 * len(results.seconds), partial(_draw_wide, draw=draw)),
         _heading("How this was measured"),
         _text(*(f"{term}: {said}" for term, said in story.how_measured(results))),
@@ -111,7 +112,7 @@ def _draw_text(
     lines: list[str],
     size: float,
     top: float = 0.05,
-    colour: str = figures.INK,
+    colour: str = INK,
     **style: Any,
 ) -> None:
     """Lines from `top` inches below the band's upper edge."""
@@ -130,7 +131,7 @@ def _draw_tiles(band: SubFigure, results: DemoResults) -> None:
         band.text(left, 0.54, f"{100 * score.mean:.0f} %", fontsize=24, weight="bold")
         interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
         band.text(left, 0.36, MODELS[name], fontsize=10)
-        band.text(left, 0.2, interval, fontsize=9, color=figures.FAINT)
+        band.text(left, 0.2, interval, fontsize=9, color=FAINT)
 
 
 def _bar(left: float, bottom: float, width: float, colour: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.report.figures import show_seconds
+from eval.page import show_seconds
 from eval.report.results import MODELS, DemoResults
 from eval.score import TOTAL, Estimate
 

@@ -10,7 +10,7 @@ something that it needs has changed; an interrupted one is run again in the same
 
 from train.jobs.directory import DirectoryBusy
 from train.jobs.graph import Job
-from train.jobs.runner import JobResult, JobsFailed, run_jobs
+from train.jobs.runner import JobFailure, JobResult, JobsFailed, run_jobs
 from train.jobs.worker import progress
 
-__all__ = ["DirectoryBusy", "Job", "JobResult", "JobsFailed", "progress", "run_jobs"]
+__all__ = ["DirectoryBusy", "Job", "JobFailure", "JobResult", "JobsFailed", "progress", "run_jobs"]

@@ -25,6 +25,7 @@ class Job:
     - `kwargs`: JSON-able values or paths; part of the fingerprint.
     - `needs`: names of the jobs that must have finished before.
     - `threads`: compute threads of the job; it takes as many of the runner's slots.
+    - `gpus`: GPUs of the job's own, the only ones that it sees. None: it sees what the runner sees.
     - `version`: change it when the code behind the function changes what comes out.
     """
 
@@ -35,6 +36,7 @@ class Job:
     needs: Sequence[str] = ()
     threads: int = 1
     version: str = ""
+    gpus: int | None = None
 
     @property
     def directory(self) -> Path:
@@ -44,7 +46,7 @@ class Job:
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
     """What identifies each job's result: name -> SHA-256 over function, kwargs, version and needs.
 
-    `out` and `threads` do not count. Raises `ValueError` for a graph that cannot be run.
+    `out`, `threads` and `gpus` do not count. Raises `ValueError` for a graph that cannot be run.
     """
     _check_names(jobs)
     _check_directories(jobs)

@@ -41,6 +41,15 @@ class JobResult:
     out: Path
 
 
+@dataclass(frozen=True)
+class JobFailure:
+    """Why a job did not finish, in a sentence, and the log that says more."""
+
+    name: str
+    how: str
+    log: Path
+
+
 class JobsFailed(RuntimeError):
     """Some jobs failed; the message names them, their logs, and the jobs not run because of it."""
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from train.jobs import Job, JobFailure, JobResult
 
-__all__ = ["Executor", "Job", "JobFailure", "JobResult"]
+__all__ = ["Executor", "Job", "JobFailure", "JobResult", "OnEnd"]
+
+OnEnd = Callable[[str, JobResult | JobFailure], None]
 
 
 class Executor(Protocol):
     """Runs graphs of jobs, any number of them one after the other, until it is closed."""
 
-    def run(self, jobs: Sequence[Job], title: str) -> dict[str, JobResult | JobFailure]:
+    def run(
+        self, jobs: Sequence[Job], title: str, on_end: OnEnd | None = None
+    ) -> dict[str, JobResult | JobFailure]:
         """Job name -> how it ended. A failed job stops only those that need it.
+
+        `on_end` is called in this process as soon as a job has ended, or will not run: with
+        what the result then holds under its name.
 
         A job that finished before, here or under another executor, is not run again. One whose
         process was ended by a signal or was lost with its node is tried again, in the same

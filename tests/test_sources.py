@@ -19,7 +19,7 @@ from eagle_moe.checkpoint import (
 )
 from eagle_moe.parts import all_parts
 from train.recipe import parse_recipe
-from train.sources import check_sources, find_origins, run_identity
+from train.sources import Origin, check_sources, find_origins, run_identity
 from train.stages import StageRun, stage_runs
 
 
@@ -203,3 +203,19 @@ def test_a_checkpoint_of_another_recipe_is_held_to_this_model(world: Path, tmp_p
     other = fake(tmp_path / "other", ["clip", "sam"])
     with pytest.raises(ValueError, match=r"holds experts.clip, experts.sam, .*but the model has"):
         find_origins(run_of(world, tmp_path, "sft", f"stages.sft.init_from=[{other}]"))
+
+
+def test_an_expert_may_start_from_a_checkpoint_that_holds_it(world: Path, tmp_path: Path) -> None:
+    fake(tmp_path / "store", ["clip"])
+    start = f"init.experts.clip={tmp_path}/store"
+    run = run_of(world, tmp_path / "out", "sft", "stages.sft.init_from=[]", start)
+    assert find_origins(run)["experts.clip"] == Origin("checkpoint", f"{tmp_path}/store")
+    wrong = f"init.experts.convnext={tmp_path}/store"
+    with pytest.raises(ValueError, match=r"init.experts.convnext: .* and not this expert"):
+        find_origins(run_of(world, tmp_path / "out", "sft", "stages.sft.init_from=[]", wrong))
+
+
+def test_what_a_promised_stage_gives_is_called_by_its_name(world: Path, tmp_path: Path) -> None:
+    origins = find_origins(run_of(world, tmp_path, "align"), promised=["pre_align"])
+    assert origins["experts.clip"] == Origin("promised", "pre_align")
+    assert origins["connector"].kind == "random"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from eagle_moe.checkpoint import (
     EXPERT_WEIGHTS,
+    PROVENANCE,
     WEIGHTS,
     read_complete,
     read_provenance,
@@ -38,9 +39,12 @@ class Origin:
 
     `expert`: a folder of an expert of ours. `original`: an expert's weights as its library has
     them, with the `spec` that is to take them. `projector`: what the official stage 1 leaves.
+    `promised`: an earlier stage, by its name, that has yet to run.
     """
 
-    kind: Literal["checkpoint", "expert", "original", "projector", "language_model", "random"]
+    kind: Literal[
+        "checkpoint", "expert", "original", "projector", "language_model", "random", "promised"
+    ]
     place: str
     spec: ExpertSpec | None = None
 
@@ -49,13 +53,19 @@ class Origin:
         return find_original(self.spec, self.place)
 
 
-def find_origins(run: StageRun) -> dict[str, Origin]:
+def find_origins(run: StageRun, promised: Collection[str] = ()) -> dict[str, Origin]:
     """Part -> origin, for every part of the run's model.
 
+    `promised`: stages of the recipe whose checkpoints need not be there yet.
     Raises `ValueError` or `FileNotFoundError` that name the stage, the entry and the remedy.
     """
     origins = _initial(run)
     for source in run.stage.sources:
+        if source.checkpoint in promised:
+            fanned = run.recipe.stages[source.checkpoint].per_expert
+            origin = Origin("promised", source.checkpoint)
+            origins |= dict.fromkeys(_wanted(run, source, fanned), origin)
+            continue
         for part, folder in _given(run, source).items():
             origins[part] = Origin("checkpoint", str(folder))
     _check_whole(run, origins)
@@ -70,15 +80,8 @@ def check_sources(runs: Sequence[StageRun]) -> None:
     promised = {run.name for run in runs}
     opened: set[tuple[str, str]] = set()
     for run in runs:
-        initial = _initial(run)
-        _check_originals(initial, opened)
-        known = set(initial)
-        for source in run.stage.sources:
-            if source.checkpoint in promised:
-                known |= set(_wanted(run, source, run.recipe.stages[source.checkpoint].per_expert))
-            else:
-                known |= set(_given(run, source))
-        _check_whole(run, known)
+        find_origins(run, promised)
+        _check_originals(_initial(run), opened)
 
 
 def _check_originals(origins: Mapping[str, Origin], opened: set[tuple[str, str]]) -> None:
@@ -127,6 +130,11 @@ def _expert_origin(spec: ExpertSpec, place: str) -> Origin:
         return Origin("random", RANDOM)
     if (Path(place) / EXPERT_WEIGHTS).is_file() or Path(place).name == EXPERT_WEIGHTS:
         return Origin("expert", place)
+    if (Path(place) / PROVENANCE).is_file():
+        where = f"init.experts.{spec.name}"
+        if expert_part(spec.name) not in (held := read_provenance(_complete(Path(place), where))):
+            raise ValueError(f"{where}: {place} holds {', '.join(held)}, and not this expert.")
+        return Origin("checkpoint", place)
     place = named_place(spec, place)
     if not Path(place).exists() and not is_hub_id(place):
         raise FileNotFoundError(
@@ -182,10 +190,19 @@ def _complete(folder: Path, where: str) -> Path:
     return folder
 
 
-def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
+def run_identity(run: StageRun, origins: Mapping[str, Origin]) -> dict[str, Any]:
     """What determines the weights that `run` ends in, as a flat mapping.
 
     Data and foreign weights count by content, checkpoints by the hash of each part's weights.
+    """
+    weights = {part: weights_digest(part, origin) for part, origin in origins.items()}
+    return _flatten({**run_settings(run, world_size()), "weights": weights})
+
+
+def run_settings(run: StageRun, processes: int) -> dict[str, Any]:
+    """All of `run_identity` but the weights that the run starts from.
+
+    `processes`: over which it is spread.
     """
     recipe, stage = run.recipe, run.stage
     told = stage.model_dump(
@@ -211,27 +228,20 @@ def run_identity(run: StageRun, origins: dict[str, Origin]) -> dict[str, Any]:
     }
     settings = {
         # how many samples make a step, unless the stage says so itself
-        **({} if stage.batch_size else {"processes": world_size()}),
+        **({} if stage.batch_size else {"processes": processes}),
         "seed": recipe.seed,
         "attn_implementation": recipe.attn_implementation,
         "dtype": run.dtype,
         "frozen_dtype": run.frozen_dtype,
     }
-    weights = {part: _digest(part, origin) for part, origin in origins.items()}
     # resolved, so that a preset that changed under its name is noticed
     specs = [resolve_expert(entry).model_dump(exclude={"card"}) for entry in run.model_spec.experts]
-    return _flatten(
-        {
-            **settings,
-            "model": {**run.model_spec.dump(), "experts": specs},
-            "stage": told,
-            "data": data,
-            "weights": weights,
-        }
-    )
+    model = {**run.model_spec.dump(), "experts": specs}
+    return {**settings, "model": model, "stage": told, "data": data}
 
 
-def _digest(part: str, origin: Origin) -> str:
+def weights_digest(part: str, origin: Origin) -> str:
+    """Hash of the weights of `part`; of what has no files, its name."""
     place = Path(origin.place)
     if origin.kind == "checkpoint":
         return read_provenance(place)[part].sha256

@@ -7,8 +7,8 @@ import pytest
 import torch
 from engine_runs import kill_at, make_mixed_world, mixed_recipe, run_on_two
 from safetensors.torch import load_file
-from test_trainer import Samples, make_trainer
 from tiny_run import make_world
+from tiny_trainer import Samples, make_trainer
 from torch import Tensor
 from transformers import TrainerCallback
 

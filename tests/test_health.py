@@ -11,7 +11,7 @@ import torch
 from engine_runs import make_mixed_world, mixed_recipe, run_on_two
 from ranks import on_ranks
 from safetensors.torch import load_file
-from test_trainer import START, Samples, collate, make_trainer
+from tiny_trainer import START, Samples, collate, make_trainer
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import on_ranks
-from test_trainer import Samples, make_trainer
+from tiny_trainer import Samples, make_trainer
 from transformers import TrainerCallback
 
 from eagle_moe.loss import IGNORE_INDEX

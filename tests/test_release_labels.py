@@ -7,7 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from test_labels import conversation, make_processor, metaspace
+from conversations import conversation
+from tokenizer_families import make_processor, metaspace
 
 from eagle_moe.processor import read_template
 from train.data import DataSpec, build_dataset, check_supervision

@@ -171,5 +171,10 @@ def kill_at(step: int) -> Callable[[int], None]:
 
 def losses(folder: Path) -> list[float]:
     """What was logged for each step."""
+    return logged(folder, "loss")
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """A value of each log line that has it."""
     state = json.loads((folder / "trainer_state.json").read_text())
-    return [row["loss"] for row in state["log_history"] if "loss" in row]
+    return [row[name] for row in state["log_history"] if name in row]

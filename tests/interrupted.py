@@ -26,11 +26,8 @@ from train.continuing import Continuing
 from train.run import main
 
 STEPS = 14
-MEASURED = re.compile(
-    r"(^|[/_])(time_\w+|runtime|mfu\w*|tflops\w*|\w+_per_second\w*|samples_(seen|cut|unsupervised))$"
-)
-"""Names of logged values that depend on the clock. Counts of samples are ahead of the step by what
-loader workers have prefetched."""
+MEASURED = re.compile(r"(^|[/_])(time_\w+|runtime|mfu\w*|tflops\w*|\w+_per_second\w*)$")
+"""Names of logged values that depend on the clock."""
 
 Recipe = dict[str, Any]
 

@@ -5,7 +5,8 @@ import torch
 from conftest import CANVAS, make_tokenizer
 
 from eagle_moe.processor import EagleMixProcessor
-from train.data import Collator
+from train.data import NOT_FOR_THE_MODEL, Collator
+from train.data.dataset import Seen
 from train.data.labels import IGNORE_INDEX
 
 
@@ -21,12 +22,13 @@ def sample(processor, name, text, images=0):
         "labels": torch.tensor(labels),
         "pixel_values": [canvas + ord(name) + number for number in range(images)],
         "id": name,
+        "seen": Seen(ord(name), flags=1),
     }
 
 
 def inputs(batch):
     """What the trainer hands on to the model."""
-    return {key: value for key, value in batch.items() if key != "sample_ids"}
+    return {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}
 
 
 def test_batch(tiny_processor):
@@ -50,11 +52,12 @@ def test_batch(tiny_processor):
     assert torch.equal(batch["pixel_values"], torch.stack(expected))
     assert batch["pixel_values"].dtype == torch.uint8
     assert batch["sample_ids"] == ["a", "b", "c"]
+    assert batch["seen"] == [item["seen"] for item in samples]
 
 
 def test_a_batch_without_images_has_no_pixel_values(tiny_processor):
     batch = Collator(tiny_processor)([sample(tiny_processor, "a", "x")])
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "sample_ids"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", *NOT_FOR_THE_MODEL}
 
 
 def test_the_model_takes_a_batch_and_padding_does_not_matter(tiny_processor, tiny_model):
@@ -100,6 +103,7 @@ def test_packed_rows_say_where_their_samples_begin(tiny_processor):
     assert batch["max_length_q"] == max(second, width - 2)
     assert (batch["labels"][1, 2:] == IGNORE_INDEX).all()
     assert batch["sample_ids"] == ["a", "b", "c"]
+    assert batch["seen"] == [item["seen"] for item in (a, b, c)]
     assert "attention_mask" not in batch
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from engine_runs import kill_at, losses, make_mixed_world, mixed_recipe, run_on_two, seen
+from engine_runs import kill_at, logged, losses, make_mixed_world, mixed_recipe, run_on_two, seen
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -81,6 +81,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     whole, resumed = tmp_path / "whole/sft", tmp_path / "cut/sft"
     assert len(losses(whole)) == 4
     assert losses(whole) == losses(resumed)
+    assert logged(whole, "samples_seen") == logged(resumed, "samples_seen") == [4, 8, 12, 12]
     assert difference(whole, resumed) == 0
     assert losses(whole) == pytest.approx(losses(reference), abs=1e-5)
     assert difference(whole, reference) < 1e-5

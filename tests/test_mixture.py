@@ -55,7 +55,7 @@ def test_the_choice_depends_on_the_seed_alone(tiny_processor, sources):
 def test_counts_and_names_cover_all_sources(tiny_processor, sources):
     dataset = mixture(tiny_processor, sources, 1.0, 2.0)
     for index in range(len(dataset)):
-        dataset.encode(index)
+        dataset.count([dataset[index]["seen"]])
     assert dataset.counts() == {
         "records": 17,
         "skipped": 0,
@@ -84,7 +84,7 @@ def test_lengths_are_in_the_order_of_the_samples(tiny_processor, sources):
     encoded = [dataset.encode(index) for index in range(len(dataset))]
     assert lengths.tokens.tolist() == [len(item.input_ids) for item in encoded]
     assert lengths.supervised.tolist() == [item.supervised for item in encoded]
-    assert [dataset.sample_id(index) for index in range(len(dataset))] == ids(dataset)
+    assert [dataset.name_of(index).split(": ")[1] for index in range(len(dataset))] == ids(dataset)
 
 
 def test_like_lengths_come_together_on_request(tiny_processor, sources):
@@ -110,7 +110,7 @@ def test_what_a_mixture_has_not_is_an_index_error(tiny_processor, sources):
 
 def test_counts_survive_a_restart(tiny_processor, sources):
     first, second = (mixture(tiny_processor, sources, 1.0, 1.0) for _ in range(2))
-    first.encode(12)
+    first.count([first[12]["seen"]])
     second.load_state_dict(first.state_dict())
     assert second.counts()["seen"] == 1
     assert second.parts[1].counts()["seen"] == 1

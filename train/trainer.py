@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer
 from eagle_moe.checkpoint import Complete
 from train.continuing import Continuing
 from train.curve import score_batch
-from train.data import EpochSampler, order_of
+from train.data import NOT_FOR_THE_MODEL, EpochSampler, order_of
 from train.ema import MovingAverage
 from train.engines import Engine, EngineSteps
 from train.health import FiniteSteps, HealthRules
@@ -124,6 +124,8 @@ class StageTrainer(TimedSteps, FiniteSteps, Continuing, ResumePoints, Trainer):
         self.moved.saw(inputs)
         told = {"use_cache": False, "skip_logits": True}
         inputs = {**self._with_image_tokens(inputs), **told}
+        if seen := inputs.pop("seen", None):
+            self.train_dataset.count(seen)
         return super().compute_loss(model, inputs, *args, **kw)
 
     def _with_image_tokens(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -158,7 +160,9 @@ class StageTrainer(TimedSteps, FiniteSteps, Continuing, ResumePoints, Trainer):
         """Loss, and per sample whether it is right (given twice: the loop wants labels)."""
         with torch.no_grad():
             inputs = self._with_image_tokens(self._prepare_inputs(inputs))
-            inputs = {name: value for name, value in inputs.items() if name != "sample_ids"}
+            inputs = {
+                name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL
+            }
             loss, right = score_batch(model, inputs)
         return loss, right, right
 
@@ -180,7 +184,7 @@ class StageTrainer(TimedSteps, FiniteSteps, Continuing, ResumePoints, Trainer):
         return super()._get_learning_rate()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the learning rate of each part, and what happened to samples so far."""
+        """Adds the learning rate of each part, and what happened to the samples used so far."""
         if "learning_rate" in logs:
             logs |= self._part_rates
         counts = getattr(self.train_dataset, "counts", None)

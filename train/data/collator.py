@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 
+NOT_FOR_THE_MODEL = ("sample_ids", "seen")
+"""What a batch holds about its samples."""
+
 
 class Collator:
     """Pads on the right, as training wants, whatever the tokenizer's own side is.
@@ -31,8 +34,9 @@ class Collator:
       it reads positions for a single row alone, and would mix samples in a batch of several.
     - `"use_cache"`: False. With a cache transformers makes no block-diagonal mask.
 
-    Both have `"sample_ids"`, a list of str, and, if there are images, `"pixel_values"`
-    (num_images,3,S,S) uint8, in prompt order.
+    Both have, if there are images, `"pixel_values"` (num_images,3,S,S) uint8, in prompt order, and
+    two lists that are not for the model (`NOT_FOR_THE_MODEL`): `"sample_ids"`, str, and `"seen"`,
+    by which a trainer has its data set count what it used (`train.data.dataset.Seen`).
 
     Raises `ValueError` if the tokenizer has no pad token, or if the image tokens of a sample do
     not match its pictures.
@@ -69,6 +73,7 @@ class Collator:
         if canvases:
             batch["pixel_values"] = torch.stack(canvases)
         batch["sample_ids"] = [sample["id"] for sample in samples]
+        batch["seen"] = [sample["seen"] for sample in samples]
         return batch
 
     def _check(self, sample: Sample) -> None:

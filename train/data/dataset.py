@@ -6,7 +6,8 @@ left out before step 1 because the doctor's manifest names it and `on_bad_image:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,13 +80,24 @@ class DataSpec(Schema):
                 raise FileNotFoundError(f"no such file: {path}.")
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a sample takes along to be counted by, once a step has used it: its number in its data
+    set, and what happened to it."""
+
+    index: int
+    flags: int
+
+
 class ConversationDataset(Dataset[dict[str, Any]]):
     """Map-style dataset over one source.
 
     A sample is `{"input_ids": (T,) int64, "labels": (T,) int64, "pixel_values": list of
-    (3,S,S) uint8 canvases in prompt order, "id": str}`, plus `"skill"` if the record has one.
+    (3,S,S) uint8 canvases in prompt order, "id": str, "seen": Seen}`, plus `"skill"` if the record
+    has one.
 
-    What happened to samples is kept in memory shared with loader workers: see `counts`, `named`.
+    Reading a sample counts nothing: loaders read ahead. What steps have used is told to `count`, in
+    the process that takes them; see `counts`, `named`.
     Raises `ValueError` or `FileNotFoundError` if the source would be refused.
     """
 
@@ -101,8 +113,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self.skipped = _skipped(spec, self.records)
         self._kept = _kept(len(self.records), self.skipped, spec)
         count = len(self.records) if self._kept is None else len(self._kept)
-        # one byte per sample, shared by the processes that load
-        self._flags = torch.zeros(count, dtype=torch.uint8).share_memory_()
+        self._flags = torch.zeros(count, dtype=torch.uint8)  # one byte per sample
 
     def __len__(self) -> int:
         return len(self._flags)
@@ -116,19 +127,13 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         record = self.records[self.record_number(index)]
         return record.without_images() if self.spec.images == "drop" else record
 
-    def sample_id(self, index: int) -> str:
-        """The id of sample `index`."""
+    def name_of(self, index: int) -> str:
+        """By which a person finds sample `index`: its id."""
         return self.record(index).id
 
     def encode(self, index: int) -> Encoded:
-        """Ids and labels of sample `index`; opens no picture. Counts what it sees."""
-        return self._encode(index, self.record(index))
-
-    def _encode(self, index: int, record: Record) -> Encoded:
-        encoded = self.encoder(record)
-        flags = _SEEN | (_CUT if encoded.cut else 0)
-        self._flags[index] = flags | (_UNSUPERVISED if encoded.supervised == 0 else 0)
-        return encoded
+        """Ids and labels of sample `index`; opens no picture."""
+        return self.encoder(self.record(index))
 
     def check_records(self) -> int:
         """Raises `ValueError` if a record is malformed or its image tokens exceed the limit, so
@@ -165,12 +170,14 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.record(index)
-        encoded = self._encode(index, record)
+        encoded = self.encoder(record)
+        flags = (_CUT if encoded.cut else 0) | (_UNSUPERVISED if encoded.supervised == 0 else 0)
         sample: dict[str, Any] = {
             "input_ids": torch.from_numpy(encoded.input_ids),
             "labels": torch.from_numpy(encoded.labels),
             "pixel_values": [self.image_input(picture, record) for picture in record.images],
             "id": record.id,
+            "seen": Seen(index, _SEEN | flags),
         }
         if "skill" in record.extra:
             sample["skill"] = record.extra["skill"]
@@ -188,11 +195,14 @@ class ConversationDataset(Dataset[dict[str, Any]]):
             ) from error
         return to_canvas(image, settings.size.height, settings.fit, tuple(settings.fill))
 
-    def counts(self) -> dict[str, int]:
-        """Distinct samples so far: `records` in use, `skipped`, `seen`, `cut`, `unsupervised`.
+    def count(self, samples: Iterable[Seen]) -> None:
+        """Take note of samples that a step has used."""
+        for sample in samples:
+            self._flags[sample.index] = sample.flags
 
-        Exact over all loader workers of this process, whatever the number of epochs.
-        """
+    def counts(self) -> dict[str, int]:
+        """Distinct samples: `records` in use, `skipped`, and of those counted so far, whatever the
+        number of epochs, `seen`, `cut`, `unsupervised`."""
         found = np.bincount(self._flags.numpy(), minlength=len(_COMBINATIONS))
         counts = {name: int(found[_COMBINATIONS & bit > 0].sum()) for name, bit in _FLAGS.items()}
         return {"records": len(self), "skipped": len(self.skipped), **counts}
@@ -208,17 +218,17 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self._flags |= flags.cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resume point keeps: what was seen so far."""
+        """What a resume point keeps: what was counted so far."""
         return {"flags": self._flags.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on counting where `state_dict` was taken."""
-        self._flags |= state["flags"]
+        self._flags.copy_(state["flags"])
 
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
-        """Ids of the first `limit` samples that were `cut` or `unsupervised`."""
+        """Ids of the first `limit` samples counted so far that were `cut` or `unsupervised`."""
         indices = np.flatnonzero(self._flags.numpy() & _FLAGS[what])[:limit]
-        return [self.record(int(index)).id for index in indices]
+        return [self.name_of(int(index)) for index in indices]
 
 
 def choose(count: int, number: int, seed: int | Sequence[int] = 0) -> NDArray[np.int64]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from train.data.dataset import ConversationDataset, DataSpec, choose
+from train.data.dataset import ConversationDataset, DataSpec, Seen, choose
 from train.data.index import identity
 from train.data.labels import Encoded
 from train.data.measure import Lengths
@@ -56,7 +56,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """See `ConversationDataset`."""
         part, place = self._find(index)
-        return part[place]
+        sample = part[place]
+        return {**sample, "seen": replace(sample["seen"], index=index)}
 
     def _find(self, index: int) -> tuple[ConversationDataset, int]:
         """The source of sample `index`, and its number there."""
@@ -95,15 +96,21 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         part, place = self._find(index)
         return part.encode(place)
 
-    def sample_id(self, index: int) -> str:
-        """The id of sample `index`."""
+    def name_of(self, index: int) -> str:
+        """By which a person finds sample `index`: `file: id`."""
         part, place = self._find(index)
-        return part.record(place).id
+        return f"{part.spec.path}: {part.name_of(place)}"
 
     def check_records(self) -> int:
         """Raises `ValueError` if a record of any part could not be trained on; returns how many
         had to be parsed for it."""
         return sum(part.check_records() for part in self.parts)
+
+    def count(self, samples: Iterable[Seen]) -> None:
+        """See `ConversationDataset.count`."""
+        for sample in samples:
+            part, place = self._find(sample.index)
+            part.count([replace(sample, index=place)])
 
     def counts(self) -> dict[str, int]:
         """`ConversationDataset.counts` summed over the parts."""
@@ -127,7 +134,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             part.load_state_dict(told)
 
     def named(self, what: Literal["cut", "unsupervised"], limit: int = 10) -> list[str]:
-        """Up to `limit` samples that were `cut` or `unsupervised`, as `file: id`."""
+        """Up to `limit` samples counted so far that were `cut` or `unsupervised`, as `file: id`."""
         names = [
             f"{part.spec.path}: {name}" for part in self.parts for name in part.named(what, limit)
         ]

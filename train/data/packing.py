@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from train.data.dataset import ConversationDataset
+from train.data.dataset import ConversationDataset, Seen
 from train.data.index import identity
 from train.data.mixture import MixtureDataset
 from train.data.sampler import Work
@@ -202,6 +202,10 @@ class PackedDataset(Dataset[list[dict[str, Any]]]):
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         return [self.dataset[int(sample)] for sample in self.plan.row(index)]
+
+    def count(self, samples: Iterable[Seen]) -> None:
+        """See `ConversationDataset.count`: samples, not rows."""
+        self.dataset.count(samples)
 
     def counts(self) -> dict[str, int]:
         """See `MixtureDataset.counts`: of samples, not of rows."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train.data.dataset import ConversationDataset, choose
 from train.data.mixture import MixtureDataset
@@ -82,16 +84,18 @@ def _some(
 ) -> Supervision:
     total = len(dataset)
     checked = total if sample is None else min(sample, total)
-    encoded = [dataset.encode(int(index)) for index in choose(total, checked)]
+    chosen = choose(total, checked)
+    encoded = [dataset.encode(int(index)) for index in chosen]
+    idle = [index for index, item in zip(chosen, encoded, strict=True) if item.supervised == 0]
     return Supervision(
         samples=total,
         parsed=parsed,
         checked=checked,
-        unsupervised=sum(item.supervised == 0 for item in encoded),
+        unsupervised=len(idle),
         cut=sum(item.cut for item in encoded),
         tokens=sum(len(item.input_ids) for item in encoded),
         supervised_tokens=sum(item.supervised for item in encoded),
-        named=tuple(dataset.named("unsupervised", NAMED)),
+        named=_named(dataset, idle),
     )
 
 
@@ -106,5 +110,11 @@ def _all(dataset: ConversationDataset | MixtureDataset, parsed: int) -> Supervis
         cut=int((lengths.tokens < lengths.length).sum()),
         tokens=int(lengths.tokens.sum(dtype=np.int64)),
         supervised_tokens=int(lengths.supervised.sum(dtype=np.int64)),
-        named=tuple(dataset.sample_id(int(index)) for index in idle[:NAMED]),
+        named=_named(dataset, idle),
     )
+
+
+def _named(
+    dataset: ConversationDataset | MixtureDataset, indices: Sequence[int] | NDArray[np.int64]
+) -> tuple[str, ...]:
+    return tuple(dataset.name_of(int(index)) for index in indices[:NAMED])

@@ -1,0 +1,1 @@
+"""What something will cost, before it is spent."""

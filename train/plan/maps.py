@@ -1,0 +1,51 @@
+"""The maps of a mixture's experts: how large they are, and how long it takes to compute them."""
+
+from __future__ import annotations
+
+import torch
+
+from eagle_moe.config import EagleMixConfig
+from eagle_moe.experts import build_expert
+from eagle_moe.parts import expert_part
+from eval.speed.seconds import median_seconds
+from train.flops import model_flops
+
+BATCH = 8
+"""Images that go through an expert together when it is timed."""
+
+
+def map_shapes(config: EagleMixConfig) -> dict[str, tuple[int, ...]]:
+    """Expert -> shape (C,h,w) of its map of one image, as it comes out of the expert."""
+    size = config.vision_config.canvas_size
+    shapes = {}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        canvas = torch.empty(1, 3, size, size, dtype=torch.uint8)
+        for spec in config.vision_config.expert_specs:
+            expert = build_expert(spec)
+            shapes[spec.name] = tuple(expert(expert.view(canvas)).shape[1:])
+    return shapes
+
+
+@torch.no_grad()
+def timed_seconds(config: EagleMixConfig, dtype: torch.dtype) -> dict[str, float]:
+    """Expert -> seconds per map, measured with random weights on the device that would train."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    size = config.vision_config.canvas_size
+    seconds = {}
+    with torch.random.fork_rng(), device:
+        canvases = torch.randint(256, (BATCH, 3, size, size), dtype=torch.uint8)
+        for spec in config.vision_config.expert_specs:
+            expert = build_expert(spec).to(dtype).eval()
+
+            def encode(expert: torch.nn.Module = expert) -> torch.Tensor:
+                return expert(expert.view(canvases))
+
+            seconds[spec.name] = median_seconds(encode, device, budget=0.5) / BATCH
+    return seconds
+
+
+def counted_seconds(config: EagleMixConfig, tflops: float) -> dict[str, float]:
+    """Expert -> seconds per map on a device that does so many TFLOP/s."""
+    image = model_flops(config).image
+    names = [spec.name for spec in config.vision_config.expert_specs]
+    return {name: image[expert_part(name)] / (tflops * 1e12) for name in names}

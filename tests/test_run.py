@@ -13,7 +13,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_run import make_recipe, make_world
+from tiny_run import make_recipe, make_world, recipe_in
 
 from eagle_moe.build import load_model
 from eagle_moe.checkpoint import SaveFailed, read_complete, read_provenance
@@ -35,15 +35,6 @@ def finished(world: Path) -> Path:
     """Output folder of a recipe of which all stages were run in one call."""
     run_recipe(make_recipe(world))
     return world / "run"
-
-
-def recipe_in(world: Path, out: Path, **sft: Any) -> dict[str, Any]:
-    """The world's recipe with another output folder, `sft` alone and from the start if changed."""
-    recipe = {**make_recipe(world), "output_dir": str(out)}
-    if sft:
-        stage = {**recipe["stages"]["sft"], "init_from": [], **sft}
-        recipe["stages"] = {"sft": stage}
-    return recipe
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -266,41 +257,3 @@ def test_lists_stages_and_their_state(
     assert main([str(path), "--list"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("finished") == 4 and "pre_align/convnext" in shown
-
-
-def test_a_dry_run_shows_what_would_learn_and_makes_nothing(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe_in(world, tmp_path / "run"), sort_keys=False))
-    assert main([str(path), "--dry-run", "stages.sft.lora={language_model: {}}",
-                 "stages.sft.trainable=[connector]", "stages.sft.lr={}"]) == 0  # fmt: skip
-    assert "(LoRA)" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--stage", "sftt"], 'Did you mean "sft"?'),
-        (["--stage", "pre_align", "--expert", "clipp"], 'Did you mean "clip"?'),
-        (["--expert", "clip"], "--stage"),
-        (["stages.sft.args.max_step=3"], 'Did you mean "max_steps"?'),
-        (["stages.sft.args.optim=adamm"], "stages.sft: args"),
-        (["data.captions.path=nowhere.json"], "data.captions: no such file: nowhere.json"),
-        (["stages.align.init_from=[runs/gone]"], "runs/gone does not exist"),
-        (["--stage", "sft"], "Run the stage that makes it first"),
-        (["init.experts={clip: random}"], "init.experts.convnext"),
-        (["init.language_model=gone/for/good"], "init.language_model: no folder gone/for/good"),
-        (["stages.align.batch_size=3", "stages.align.args.per_device_train_batch_size=2"],
-         "not a multiple"),
-    ],
-)  # fmt: skip
-def test_errors_come_before_anything_is_spent(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe_in(world, tmp_path / "run"), sort_keys=False))
-    assert main([str(path), *arguments]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

@@ -81,6 +81,15 @@ def make_recipe(folder: Path, experts: tuple[str, ...] = EXPERTS) -> dict[str, A
     }
 
 
+def recipe_in(world: Path, out: Path, **sft: Any) -> dict[str, Any]:
+    """The world's recipe with another output folder, `sft` alone and from the start if changed."""
+    recipe = {**make_recipe(world), "output_dir": str(out)}
+    if sft:
+        stage = {**recipe["stages"]["sft"], "init_from": [], **sft}
+        recipe["stages"] = {"sft": stage}
+    return recipe
+
+
 def _write_language_model(model: torch.nn.Module, folder: Path) -> None:
     llm = LlamaForCausalLM(model.config.text_config)
     llm.model.load_state_dict(model.model.language_model.state_dict())

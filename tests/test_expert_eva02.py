@@ -1,8 +1,7 @@
 """EVA-02 against timm's Eva where the two meet (global attention), and windows against crops."""
 
 import torch
-from parity import randomise
-from timm.models.eva import Eva
+from upstream_models import timm_eva
 
 from eagle_moe.experts import build_expert, eva02, resolve_expert
 from eagle_moe.experts.check import distance
@@ -10,23 +9,7 @@ from eagle_moe.experts.check import distance
 
 @torch.no_grad()
 def test_global_layers_equal_timm(monkeypatch):
-    theirs = Eva(
-        img_size=64,
-        patch_size=8,
-        embed_dim=48,
-        depth=3,
-        num_heads=4,
-        mlp_ratio=64 / 48,
-        qkv_fused=False,
-        swiglu_mlp=True,
-        scale_mlp=True,
-        class_token=False,
-        num_classes=0,
-        use_rot_pos_emb=True,
-        ref_feat_shape=(16, 16),
-        use_post_norm=False,
-    )
-    randomise(theirs)
+    theirs = timm_eva()
     arch = {"hidden_size": 48, "heads": 4, "mlp_size": 64, "global_layers": [0, 1, 2]}
     ours = build_expert(resolve_expert({"preset": "eva02-tiny", "arch": arch}))
     state = {}

@@ -1,34 +1,19 @@
 """SAM against the segment-anything package: forward and gradients."""
 
-from functools import partial
-
 import pytest
 import torch
 from parity import randomise
-from torch import nn
+from upstream_models import sam_encoder
 
 from eagle_moe.experts import build_expert, resolve_expert, sam
 from eagle_moe.experts.check import distance
 
-image_encoder = pytest.importorskip("segment_anything.modeling.image_encoder")
+pytest.importorskip("segment_anything")
 
 
 @pytest.fixture(scope="module")
 def theirs():
-    encoder = image_encoder.ImageEncoderViT(
-        img_size=80,
-        patch_size=8,
-        embed_dim=48,
-        depth=3,
-        num_heads=4,
-        mlp_ratio=2.0,
-        out_chans=16,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=4,  # 10 cells are padded to 12
-        global_attn_indexes=(1,),
-    )
-    return randomise(encoder)
+    return randomise(sam_encoder())
 
 
 def ours(theirs):

@@ -1,14 +1,11 @@
 """`.pth` files of segment-anything and of EVA-02's detector."""
 
-from functools import partial
-
 import pytest
 import torch
 from eagle_release import config, needs_goldens, read
 from originals import distance, load, pixels, spec_of, swap
 from parity import randomise
-from timm.models.eva import Eva
-from torch import nn
+from upstream_models import sam_encoder, timm_eva
 
 from eagle_moe.canvas import CLIP_MEAN, CLIP_STD
 from eagle_moe.experts import build_expert, resolve_expert
@@ -29,23 +26,10 @@ def sam_spec(**arch):
 @pytest.fixture(scope="module")
 def sam():
     """The whole model, as segment_anything.build_sam puts it together, but small."""
-    encoder = modeling.ImageEncoderViT(
-        img_size=80,
-        patch_size=8,
-        embed_dim=48,
-        depth=3,
-        num_heads=4,
-        mlp_ratio=2.0,
-        out_chans=16,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=4,
-        global_attn_indexes=(1,),
-    )
     prompts = modeling.PromptEncoder(16, (10, 10), (80, 80), mask_in_chans=4)
     transformer = modeling.TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=8)
     decoder = modeling.MaskDecoder(transformer_dim=16, transformer=transformer)
-    return randomise(modeling.Sam(encoder, prompts, decoder))
+    return randomise(modeling.Sam(sam_encoder(), prompts, decoder))
 
 
 @torch.no_grad()
@@ -112,24 +96,7 @@ def detector(net, wrap=None):
 
 @pytest.fixture(scope="module")
 def eva():
-    """timm's EVA-02, which attends globally everywhere."""
-    model = Eva(
-        img_size=64,
-        patch_size=8,
-        embed_dim=48,
-        depth=3,
-        num_heads=4,
-        mlp_ratio=64 / 48,
-        qkv_fused=False,
-        swiglu_mlp=True,
-        scale_mlp=True,
-        class_token=False,
-        num_classes=0,
-        use_rot_pos_emb=True,
-        ref_feat_shape=(16, 16),
-        use_post_norm=False,
-    )
-    return randomise(model)
+    return timm_eva()
 
 
 def upstream(timms):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.table import Table
 from eval.answer import CheckpointAnswerer, Images, OnProgress, answer_items
 from eval.card import ANSWERS, CARD, Card, count
 from eval.identity import Identity, identify
-from eval.items import read_items
+from eval.items import Item, read_items
 
 
 def evaluate(
@@ -53,18 +53,30 @@ def evaluate(
     answerer = CheckpointAnswerer.load(model, images, max_new_tokens, device, dtype)
     answerer.check(items)
     identity = identify(model, answerer, items, data, batch_size)
-    finished = _finished(out, identity)
-    if finished is not None:
-        if progress is not None:
-            progress(len(items), len(items), "finished before")
-        return finished.dump()
+    card = _finished(out, identity)
+    if card is None:
+        card = _ask(answerer, items, identity, out, str(model), progress)
+    elif progress is not None:
+        progress(len(items), len(items), "finished before")
+    return card.dump()
+
+
+def _ask(
+    answerer: CheckpointAnswerer,
+    items: Sequence[Item],
+    identity: Identity,
+    out: Path,
+    model: str,
+    progress: OnProgress | None,
+) -> Card:
+    """Answer what is not answered yet, and leave answers and card in `out`."""
     part = out / f"answers.{identity.sha256[:12]}.part.jsonl"
     before = part.read_bytes().count(b"\n") if part.exists() else 0
     start = time.perf_counter()
-    answers = answer_items(items, answerer, part, batch_size, progress)
+    answers = answer_items(items, answerer, part, identity.batch_size, progress)
     seconds = time.perf_counter() - start
     card = Card(
-        model=str(model),
+        model=model,
         accuracy=count(answers),
         identity=identity,
         seconds=round(seconds, 3),
@@ -75,7 +87,7 @@ def evaluate(
     card.save(out)
     for stale in out.glob("answers.*.part.jsonl"):
         stale.unlink()
-    return card.dump()
+    return card
 
 
 def _finished(out: Path, identity: Identity) -> Card | None:

@@ -153,10 +153,9 @@ def _plan_of_recipe(options: argparse.Namespace) -> Plan:
     if name not in recipe.stages:
         raise ValueError(f"--stage {name}: the recipe has {', '.join(recipe.stages)}.")
     stage = recipe.stages[name]
-    names = [*stage.data, *([stage.eval.data] if stage.eval else [])]
     specs = [
         spec.model_copy(update={"template": spec.template or stage.template})
-        for spec in (recipe.data[key] for key in dict.fromkeys(names))
+        for spec in (recipe.data[key] for key in dict.fromkeys(stage.all_data))
     ]
     limit = options.max_unsupervised
     return Plan(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from ranks import on_ranks
-from tiny_trainer import Samples, make_trainer
+from tiny_trainer import Samples, collate, make_trainer
 from transformers import TrainerCallback
 
 from eagle_moe.loss import IGNORE_INDEX
+from train.continuing import Continuing
 from train.engines import make_engine
 from train.flops import model_flops
 from train.stopwatch import Stopwatch
-from train.throughput import ACTIVITIES, BatchCounts, card_peak, positions_seen
+from train.throughput import ACTIVITIES, BatchCounts, TimedSteps, card_peak, positions_seen
 from train.trainer import StageTrainer
 
 PARTS = ("experts.clip", "connector", "language_model")
@@ -154,7 +156,9 @@ def test_padding_is_neither_work_nor_throughput() -> None:
     }
     counts.add(batch)
     counts.add(batch)
-    assert counts.take() == {
+    counts.add_step()
+    expected = {
+        "steps": 1,
         "samples": 4,
         "images": 6,
         "cached": 0,
@@ -163,6 +167,8 @@ def test_padding_is_neither_work_nor_throughput() -> None:
         "positions": 2 * (21 + 6),
         "labels": 2 * (5 + 2),  # the first position is not predicted
     }
+    assert counts.state_dict() == expected
+    assert counts.take() == expected
     assert not any(counts.take().values())
 
 
@@ -174,6 +180,59 @@ def test_packed_rows_are_counted_by_sample() -> None:
     assert seen.tolist() == [[1, 2, 3, 1, 2, 0, 0, 0], [1, 2, 3, 4, 5, 1, 2, 3]]
     apart = positions_seen({"input_ids": ids}, pad_token_id=0)
     assert apart.sum() == 2 * 36 > seen.sum()  # as if one sample were to see the others
+
+
+class Padded(Samples):
+    """Samples end in padding, some in more than others."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "padding": index % 5}
+
+
+class SlowPadded(Padded, Slow):
+    pass
+
+
+class KeepThird(TrainerCallback):
+    """The resume point of step 3, out of reach of retention."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            shutil.copytree(Path(args.output_dir, "checkpoint-3"), Path(args.output_dir, "kept"))
+
+
+def pad(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch = collate(samples)
+    for row, sample in zip(batch["attention_mask"], samples, strict=True):
+        row[len(row) - sample["padding"] :] = 0
+    return batch
+
+
+@pytest.mark.parametrize("mistake", [False, True])
+def test_a_line_that_was_cut_by_a_kill_is_about_all_of_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: bool
+) -> None:
+    """Three slow steps, a resume point, a quick step: time, throughput, padding are of four."""
+
+    def run(dataset: Samples, **more: Any) -> dict[str, float]:
+        trainer = make(tmp_path, logging_steps=4, save_steps=3)
+        trainer.data_collator = pad
+        trainer.train_dataset = dataset
+        trainer.add_callback(KeepThird())
+        trainer.train(**more)
+        (line,) = lines(trainer)
+        return line
+
+    if mistake:
+        monkeypatch.setattr(TimedSteps, "carried", Continuing.carried)
+    whole = run(SlowPadded())
+    resumed = run(Padded(), resume_from_checkpoint=str(tmp_path / "kept"))
+    right = (
+        resumed["padding"] == whole["padding"]
+        and resumed["time_data"] > 3 * 2 * 0.05 / 4
+        and resumed["samples_per_second"] * resumed["time_step"] == pytest.approx(2)
+    )
+    assert right != mistake
 
 
 def test_counts_of_all_ranks_are_added_up(tmp_path: Path) -> None:

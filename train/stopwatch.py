@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.stateful import Stateful
 
 _KEPT = 512
 
 
-class Stopwatch:
+class Stopwatch(Stateful):
     """One activity at a time: `switch` ends one and begins another, so that the parts add up.
 
     On a GPU, moments are events in the stream of its work, read once they have passed: nothing is
@@ -48,10 +49,19 @@ class Stopwatch:
 
     def lap(self) -> dict[str, float]:
         """Seconds by activity since the last lap."""
+        seconds = self.state_dict()
+        self._seconds = {}
+        return seconds
+
+    def state_dict(self) -> dict[str, float]:
+        """The same, and the lap goes on: also in another process, which loads it."""
         self._moments.append((self.activity, self._now()))
         self._add_up(wait=True)
-        seconds, self._seconds = self._seconds, {}
-        return seconds
+        return dict(self._seconds)
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on with a lap that was begun elsewhere."""
+        self._seconds = dict(state_dict)
 
     def _now(self) -> Any:
         if not self.on_gpu:

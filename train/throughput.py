@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.distributed.checkpoint.stateful import Stateful
 
 from eagle_moe.loss import IGNORE_INDEX
+from train.continuing import Continuing
 from train.engines import Engine
 from train.flops import Flops, model_flops, training_factors
 from train.stopwatch import Stopwatch
@@ -23,6 +25,8 @@ DATA, EXPERTS, LANGUAGE_MODEL, OPTIMIZER, OTHER = ACTIVITIES = (
     "optimizer",
     "other",
 )
+
+COUNTS = ("steps", "samples", "images", "cached", "places", "tokens", "positions", "labels")
 
 PEAK_TFLOPS = (
     (r"\bB200\b", 2250.0),
@@ -46,45 +50,58 @@ def card_peak(name: str) -> float | None:
     return next((peak for pattern, peak in PEAK_TFLOPS if re.search(pattern, name)), None)
 
 
-class BatchCounts:
-    """What the batches of one process held. Only numbers that the host knows are known at once."""
+class BatchCounts(Stateful):
+    """What the batches of one process held. What is on a device stays there until it is asked for.
+
+    `steps`, `samples`, `images`, `cached` images (whose maps were read from disk), `places` in
+    rows, `tokens` in them, `positions` that these see, `labels`.
+    """
 
     def __init__(self, pad_token_id: int | None) -> None:
         self.pad_token_id = pad_token_id
-        self.reset()
+        self._reset()
 
-    def reset(self) -> None:
-        self.samples = self.images = self.cached = self.places = 0
+    def _reset(self) -> None:
+        self._known: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self._on_device: Tensor | None = None
+        """(3,): tokens, positions, labels."""
+
+    def add_step(self) -> None:
+        """Count an optimizer step."""
+        self._known["steps"] += 1
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count a batch as the model gets it."""
         ids, labels = batch["input_ids"], batch["labels"]
-        self.samples += len(batch.get("sample_ids", ids))
-        self.places += ids.numel()
+        held = {"samples": len(batch.get("sample_ids", ids)), "places": ids.numel()}
         if isinstance(batch.get("pixel_values"), Tensor):
-            self.images += len(batch["pixel_values"])
+            held["images"] = len(batch["pixel_values"])
         elif "mm_encoder_outputs" in batch:
             images = len(batch["mm_encoder_outputs"]["image"].pooler_output)
-            self.images += images
-            self.cached += images
+            held |= {"images": images, "cached": images}
+        self._known.update(held)
         seen = positions_seen(batch, self.pad_token_id)
         counts = torch.stack([(seen > 0).sum(), seen.sum(), (labels[:, 1:] != IGNORE_INDEX).sum()])
         self._on_device = counts if self._on_device is None else self._on_device + counts
 
-    def take(self) -> dict[str, float]:
-        """All counts, which start again: `samples`, `images`, `cached` images (whose maps were read
-        from disk), `places` in rows, `tokens` in them, `positions` that these see, `labels`."""
-        text = [0, 0, 0] if self._on_device is None else self._on_device.tolist()
-        counts = {
-            "samples": self.samples,
-            "images": self.images,
-            "cached": self.cached,
-            "places": self.places,
-            **dict(zip(("tokens", "positions", "labels"), text, strict=True)),
-        }
-        self.reset()
+    def take(self) -> dict[str, int]:
+        """All counts, which start again."""
+        counts = self.state_dict()
+        self._reset()
         return counts
+
+    def state_dict(self) -> dict[str, int]:
+        """All counts, which go on: also in another process, which loads them."""
+        if self._on_device is not None:
+            text = zip(("tokens", "positions", "labels"), self._on_device.tolist(), strict=True)
+            self._known.update(dict(text))
+            self._on_device = None
+        return dict(self._known)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with what was counted elsewhere."""
+        self._reset()
+        self._known.update(state_dict)
 
 
 def positions_seen(batch: Mapping[str, Any], pad_token_id: int | None) -> Tensor:
@@ -108,14 +125,16 @@ def positions_seen(batch: Mapping[str, Any], pad_token_id: int | None) -> Tensor
     return torch.where(padding, 0, positions + 1)
 
 
-class TimedSteps(Trainer):
+class TimedSteps(Continuing):
     """A Trainer that says in every log line where the time went, and how much was done in it.
 
     - `peak_tflops`: of one device; default: what `card_peak` knows of it.
 
     Evaluation and saving do not count. Forward and backward passes are told apart by hooks on the
     vision tower and the language model; what lies between the two, and what waits for other
-    processes at the end of a backward pass, counts as what the hooks saw last.
+    processes at the end of a backward pass, counts as what the hooks saw last. A line that a kill
+    has cut in two tells of both parts: what was done and timed since the line before is in the
+    resume point.
     """
 
     engine: Engine
@@ -128,8 +147,10 @@ class TimedSteps(Trainer):
         self.peak_tflops = peak_tflops
         if peak_tflops is None and self.args.device.type == "cuda":
             self.peak_tflops = card_peak(torch.cuda.get_device_name(self.args.device))
-        self._timed_from = 0
         self._watch_parts()
+
+    def carried(self) -> dict[str, Stateful]:
+        return super().carried() | {"counts": self.counts, "stopwatch": self.stopwatch}
 
     def _watch_parts(self) -> None:
         """Hooks that see the two large parts begin and end, forward and backward."""
@@ -161,8 +182,7 @@ class TimedSteps(Trainer):
     # -- what happens in a step
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        if self.stopwatch.activity is None:
-            self._timed_from = self.state.global_step
+        self.counts.add_step()
         return super().get_batch_samples(self._waiting(epoch_iterator), *args, **kwargs)
 
     def _waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -217,12 +237,11 @@ class TimedSteps(Trainer):
 
     def _throughput(self) -> dict[str, float]:
         """Over all processes: counts are added up, times averaged."""
-        steps, self._timed_from = self.state.global_step - self._timed_from, self.state.global_step
         own = {**dict.fromkeys(ACTIVITIES, 0.0), **self.stopwatch.lap(), **self.counts.take()}
         every = self.engine.collect(own)
         total = {key: sum(each[key] for each in every) for key in own}
         seconds = {activity: total[activity] / len(every) for activity in ACTIVITIES}
-        passed = sum(seconds.values())
+        passed, steps = sum(seconds.values()), total["steps"] / len(every)
         if not steps or not passed:
             return {}
         told = {f"time_{activity}": value / steps for activity, value in seconds.items()}

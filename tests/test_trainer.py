@@ -11,6 +11,7 @@ from tiny_trainer import START, Samples, changed, make_trainer
 from torch import Tensor, nn
 
 from eagle_moe.parts import model_tensors, part_modules, part_of
+from train.health import HealthRules
 from train.learning import learning_names, open_parts
 from train.moved import MovedCheck, TrainingFault
 from train.workspace import last_point
@@ -21,6 +22,19 @@ def test_what_learns_moves_and_nothing_else(tmp_path: Path) -> None:
     trainer.train()
     assert {part_of(name) for name in changed(trainer.model)} == {"connector", "experts.clip"}
     assert changed(trainer.model) <= learning_names(trainer.model)
+
+
+def test_the_mean_loss_at_the_end_is_that_of_the_steps_that_were_taken(tmp_path: Path) -> None:
+    rules = HealthRules(on_nonfinite="skip")
+    trainer = make_trainer(tmp_path, options={"health": rules}, max_steps=4, logging_steps=1)
+    trainer.model.lm_head.register_forward_hook(
+        lambda module, args, out: out * math.nan if trainer.state.global_step == 1 else None
+    )
+    trainer.train()
+    *lines, last = trainer.state.log_history
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [math.isnan(loss) for loss in losses] == [False, True, False, False]
+    assert last["train_loss"] == pytest.approx((losses[0] + losses[2] + losses[3]) / 3, rel=1e-6)
 
 
 def test_each_part_has_its_own_rate(tmp_path: Path) -> None:

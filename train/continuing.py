@@ -87,12 +87,6 @@ class Continuing(Trainer):
         self.evaluation_owed = False
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The mean loss at the end is that of all steps, not of those since the last start."""
-        if "train_loss" in logs:
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
-        super().log(logs, start_time)
-
 
 def _name(process: int) -> str:
     return f"totals_{process}.pt"

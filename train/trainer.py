@@ -5,6 +5,7 @@ It knows parts and learning rates, and no stage by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -184,7 +185,13 @@ class StageTrainer(TimedSteps, FiniteSteps, Continuing, ResumePoints, Trainer):
         return super()._get_learning_rate()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the learning rate of each part, and what happened to the samples used so far."""
+        """Adds the learning rate of each part, and what happened to the samples used so far.
+
+        The mean loss at the end is that of all steps that were taken, in whichever process.
+        """
+        if "train_loss" in logs:
+            taken = self.state.global_step - self.health.counts["steps_nonfinite"]
+            logs["train_loss"] = self._total_loss_scalar / taken if taken else math.nan
         if "learning_rate" in logs:
             logs |= self._part_rates
         counts = getattr(self.train_dataset, "counts", None)

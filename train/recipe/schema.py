@@ -152,7 +152,8 @@ class Init(Schema):
     """Folder or Hub id of a causal LM, or `random`; default: the model's own checkpoint."""
     experts: dict[str, str] = {}
     """Expert name -> `random`, a folder of ours (`expert.safetensors`, `expert.json`), a checkpoint
-    that holds it, or an original checkpoint (`eagle_moe.interop.originals`): a path, a Hub id, or `pretrained`."""
+    that holds it, or an original checkpoint (`eagle_moe.interop.originals`): a path, a Hub id, or
+    `pretrained`."""
 
 
 class Recipe(Schema):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +22,10 @@ _OWN = {RECORD, RECORD + ".new", LOG, LOCK}
 
 LOCK_WAIT = 3.0
 """Seconds in which the processes of a runner that was just killed are sure to be gone."""
+
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What flock(2) fails with on storage that is mounted without locks."""
 
 
 class DirectoryBusy(RuntimeError):
@@ -89,10 +95,13 @@ class Lock:
         self.descriptor = descriptor
 
     @classmethod
-    def take(cls, out: Path) -> Lock:
-        """Create and lock `out`. Raises `DirectoryBusy` naming the directory and the holder."""
+    def take(cls, out: Path, name: str = LOCK) -> Lock:
+        """Create `out` and lock it, by the file `name` in it.
+
+        Raises `DirectoryBusy` naming the directory and the holder.
+        """
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(out / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + LOCK_WAIT
         while True:
             try:
@@ -100,15 +109,23 @@ class Lock:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+                    holder = os.pread(descriptor, 128, 0).decode() or "unknown"
                     os.close(descriptor)
                     raise DirectoryBusy(
                         f"{out}: another run (process {holder}) works here. "
                         "Wait until it is done, or end it."
                     ) from None
                 time.sleep(0.05)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno not in _NO_LOCKS:
+                    raise
+                raise ValueError(
+                    f"{out}: its storage has no file locks ({error.strerror}). Mount it with them "
+                    "(NFS: version 4, or lockd; Lustre: -o flock), or choose another directory."
+                ) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
         return cls(descriptor)
 
     def release(self) -> None:

@@ -8,7 +8,14 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 PLAIN_EVERY = 10.0
@@ -21,9 +28,12 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Print a line (or several) that stays."""
 
-    def start(self, name: str) -> None: ...
+    def start(self, name: str, note: str) -> None: ...
 
     def report(self, name: str, done: float, total: float, note: str) -> None: ...
+
+    def again(self, name: str, text: str) -> None:
+        """The job was cut off and will be started again; `text` says how."""
 
     def end(self, name: str, text: str) -> None:
         """The job is over, well or not; `text` says how."""
@@ -41,7 +51,7 @@ def open_display(title: str, total: int) -> Display:
 
 
 class LiveDisplay:
-    """A bar for all jobs and one for each that runs, with its note and the time it has taken."""
+    """A bar for all jobs and one for each that runs: the time it took and will take, its note."""
 
     def __init__(self, title: str, total: int, console: Console) -> None:
         self._progress = Progress(
@@ -49,6 +59,7 @@ class LiveDisplay:
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
             console=console,
         )
@@ -61,12 +72,18 @@ class LiveDisplay:
     def say(self, text: str) -> None:
         self._progress.console.print(escape(text), highlight=False)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, note: str) -> None:
         # Without a report a bar has no end and only moves.
-        self._bars[name] = self._progress.add_task(f"  {escape(name)}", total=None, note="")
+        self._bars[name] = self._progress.add_task(
+            f"  {escape(name)}", total=None, note=escape(note)
+        )
 
     def report(self, name: str, done: float, total: float, note: str) -> None:
         self._progress.update(self._bars[name], completed=done, total=total, note=escape(note))
+
+    def again(self, name: str, text: str) -> None:
+        self._progress.remove_task(self._bars.pop(name))
+        self.say(f"{name}: {text}")
 
     def end(self, name: str, text: str) -> None:
         if name in self._bars:
@@ -90,7 +107,9 @@ class _State:
     def __str__(self) -> str:
         share = "" if self.share is None else f"{self.share:.0%} "
         note = f"{self.note}, " if self.note else ""
-        return f"{share}({note}{time.monotonic() - self.started:.0f} s)"
+        passed = time.monotonic() - self.started
+        left = f", about {passed / self.share - passed:.0f} s left" if self.share else ""
+        return f"{share}({note}{passed:.0f} s{left})"
 
 
 class PlainDisplay:
@@ -106,13 +125,17 @@ class PlainDisplay:
     def say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
-    def start(self, name: str) -> None:
-        self._running[name] = _State()
+    def start(self, name: str, note: str) -> None:
+        self._running[name] = _State(note=note)
 
     def report(self, name: str, done: float, total: float, note: str) -> None:
         state = self._running[name]
         state.share = done / total if total else None
         state.note = note
+
+    def again(self, name: str, text: str) -> None:
+        del self._running[name]
+        self.say(f"{name}: {text}")
 
     def end(self, name: str, text: str) -> None:
         self._running.pop(name, None)

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
-
-import joblib
 
 from train.jobs.directory import LOG, Lock, prepare, read_record, refuse_foreign
 from train.jobs.display import Display, open_display
 from train.jobs.graph import Job, fingerprints
-from train.jobs.worker import THREAD_VARIABLES, Task, progress, work
+from train.jobs.local import PRELOAD, LocalPlace
+from train.jobs.place import Attempt, Ending, Place
+from train.jobs.worker import progress
 
-PRELOAD = ("torch", "transformers", "transformers.modeling_utils")
-"""Imported once, by the process that all jobs are forked from."""
 GRACE = 25.0
 """Seconds that a job has between SIGTERM and SIGKILL when the run is stopped, so that training can
 save a step: less than the 30 that schedulers commonly give."""
+PATIENCE = 60.0
+"""Seconds without room for any job after which, and after each of which, the person is told."""
 _TAIL = 25
 _TICK = 0.2
 
@@ -43,7 +37,10 @@ class JobResult:
 
 @dataclass(frozen=True)
 class JobFailure:
-    """Why a job did not finish, in a sentence, and the log that says more."""
+    """Why a job did not finish, and the log that says more.
+
+    A job that was not run because of another has the log of that one.
+    """
 
     name: str
     how: str
@@ -63,15 +60,37 @@ def run_jobs(
 ) -> dict[str, JobResult]:
     """Run every job that has not finished before; returns name -> result when all have.
 
-    Each runs in a process forked from one that has imported `preload` and the jobs' modules, so
-    its start costs nothing. They start in the order given as soon as what they need is there, in
-    at most `slots` threads together (default: the CPU cores that this process may use).
+    Each runs on this machine, in a process forked from one that has imported `preload` and the
+    jobs' modules, so its start costs nothing. They start in the order given as soon as what they
+    need is there, in at most `slots` threads together (default: the CPU cores that this process may
+    use).
 
     Raises `ValueError` for a graph that cannot be run, `DirectoryBusy` when another runner has one
     of the directories, and `JobsFailed` at the end if a job failed; jobs that do not depend on it
     are finished first. SIGINT, SIGTERM and SIGHUP end the jobs, then the program.
     """
+    results: dict[str, JobResult] = {}
+    failures = []
+    for name, how in try_jobs(jobs, LocalPlace(slots, preload=preload), title=title).items():
+        if isinstance(how, JobResult):
+            results[name] = how
+        else:
+            failures.append(f"job `{name}`: {how.how}, log: {how.log}")
+    if failures:
+        raise JobsFailed("\n".join(failures))
+    return results
+
+
+def try_jobs(
+    jobs: Sequence[Job], place: Place, *, title: str = "jobs", retries: int = 0
+) -> dict[str, JobResult | JobFailure]:
+    """As `run_jobs`, at any place; a job that fails is in what is returned.
+
+    `retries`: how often a job is tried again, in the same directory, that did not fail by itself:
+    ended by a signal, lost with its machine, or of the status EX_TEMPFAIL.
+    """
     prints = fingerprints(jobs)
+    place.check(jobs)
     with ExitStack() as stack:
         locks = {}
         for job in jobs:
@@ -79,171 +98,170 @@ def run_jobs(
             stack.callback(locks[job.name].release)
         display = open_display(title, len(jobs))
         stack.callback(display.close)
-        run = _Run(jobs, prints, locks, slots or joblib.cpu_count(), display)
+        run = _Run(jobs, prints, locks, place, retries, display)
         run.reuse_finished()
+        stack.callback(place.close)
+        place.open(run.waiting, display.say)
         stack.enter_context(_orderly_end(run))
-        if run.waiting:
-            _start_forkserver([*preload, *(job.function.__module__ for job in run.waiting)])
         run.loop()
-    run.raise_failures()
-    return {job.name: run.results[job.name] for job in jobs}
+    return {job.name: run.done[job.name] for job in jobs}
 
 
 @dataclass
 class _Running:
     job: Job
-    process: ForkServerProcess
-    channel: Connection
+    attempt: Attempt
     started: float
 
 
 class _Run:
-    """The state of one call of `run_jobs`."""
+    """The state of one call of `try_jobs`."""
 
     def __init__(
         self,
         jobs: Sequence[Job],
         prints: dict[str, str],
         locks: dict[str, Lock],
-        slots: int,
+        place: Place,
+        retries: int,
         display: Display,
     ) -> None:
         self.waiting = list(jobs)
         self.running: list[_Running] = []
-        self.results: dict[str, JobResult] = {}
-        self.failed: dict[str, str] = {}
-        self.not_run: dict[str, str] = {}
+        self.done: dict[str, JobResult | JobFailure] = {}
+        self.attempts = dict.fromkeys(prints, 0)
         self.stop_signal: int | None = None
         self.hurry = False
+        self.idle_since = time.monotonic()
         self.total = len(jobs)
         self.prints = prints
         self.locks = locks
-        self.slots = slots
+        self.place = place
+        self.retries = retries
         self.display = display
+
+    @property
+    def finished(self) -> int:
+        return sum(isinstance(how, JobResult) for how in self.done.values())
 
     def reuse_finished(self) -> None:
         for job in list(self.waiting):
-            record = read_record(job.directory)
-            if record and (record.fingerprint, record.status) == (
-                self.prints[job.name],
-                "finished",
-            ):
+            if (result := self._result(job, reused=True)) is not None:
                 self.waiting.remove(job)
-                self.results[job.name] = JobResult(record.seconds, True, job.directory)
-                self.display.end(job.name, f"reused, it took {record.seconds:.1f} s")
+                self.done[job.name] = result
+                self.display.end(job.name, f"reused, it took {result.seconds:.1f} s")
             else:
                 refuse_foreign(job.directory)
+
+    def _result(self, job: Job, reused: bool) -> JobResult | None:
+        record = read_record(job.directory)
+        if record is None or record.fingerprint != self.prints[job.name]:
+            return None
+        if record.status != "finished":
+            return None
+        return JobResult(record.seconds, reused, job.directory)
 
     def loop(self) -> None:
         while self.waiting or self.running:
             if self.stop_signal:
                 raise SystemExit(128 + self.stop_signal)
             self._start_ready()
-            sentinels = [item.process.sentinel for item in self.running]
-            channels = [item.channel for item in self.running]
-            connection.wait([*sentinels, *channels], timeout=_TICK)
-            for item in list(self.running):
-                self._listen(item)
-                if item.process.exitcode is not None:
-                    self._close(item)
+            self._listen()
+            self._say_if_stuck()
             self.display.refresh()
             # A runner inside a job lets its own runner know.
-            progress(len(self.results), self.total, ", ".join(r.job.name for r in self.running))
+            progress(self.finished, self.total, ", ".join(r.job.name for r in self.running))
 
     def _start_ready(self) -> None:
-        free = self.slots - sum(min(item.job.threads, self.slots) for item in self.running)
+        ready = []
         for job in list(self.waiting):
-            blocker = next((n for n in job.needs if n in self.failed or n in self.not_run), None)
+            blocker = next((n for n in job.needs if isinstance(self.done.get(n), JobFailure)), None)
             if blocker is not None:
-                self.waiting.remove(job)
-                self.not_run[job.name] = blocker
-                self.display.end(job.name, f"not run, it needs {blocker}")
-            elif all(need in self.results for need in job.needs):
-                threads = min(job.threads, self.slots)
-                if threads > free:
-                    break  # a later, smaller job must not overtake this one for ever
-                free -= threads
-                self.waiting.remove(job)
-                self._start(job, threads)
+                self._give_up(job, blocker)
+            elif all(need in self.done for need in job.needs):
+                ready.append(job)
+        for job in self.place.admit(ready):
+            self.waiting.remove(job)
+            self._start(job)
 
-    def _start(self, job: Job, threads: int) -> None:
+    def _give_up(self, job: Job, blocker: str) -> None:
+        cause = self.done[blocker]
+        assert isinstance(cause, JobFailure)
+        self.waiting.remove(job)
+        self.done[job.name] = JobFailure(job.name, f"not run, it needs `{blocker}`", cause.log)
+        self.display.end(job.name, f"not run, it needs {blocker}")
+
+    def _start(self, job: Job) -> None:
         prepare(job.directory, self.prints[job.name])
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        task = Task(
-            pickle.dumps((job.function, dict(job.kwargs))),
-            job.directory,
-            threads,
-            self.prints[job.name],
-            sender,
-            self.locks[job.name],
-        )
-        process = multiprocessing.get_context("forkserver").Process(
-            target=work, args=(task,), name=job.name
-        )
-        process.start()
-        sender.close()
-        self.running.append(_Running(job, process, receiver, time.monotonic()))
-        self.display.start(job.name)
+        self.attempts[job.name] += 1
+        attempt = self.place.start(job, self.prints[job.name], self.locks[job.name])
+        self.running.append(_Running(job, attempt, time.monotonic()))
+        self.display.start(job.name, attempt.where)
 
-    def _listen(self, item: _Running) -> None:
-        with suppress(EOFError, OSError):
-            while item.channel.poll():
-                self.display.report(item.job.name, *item.channel.recv())
+    def _listen(self) -> None:
+        self.place.wait(_TICK)
+        for item in list(self.running):
+            for done, total, note in item.attempt.listen():
+                notes = ", ".join(filter(None, (item.attempt.where, note)))
+                self.display.report(item.job.name, done, total, notes)
+            if item.attempt.ending is not None:
+                self._close(item, item.attempt.ending)
 
-    def _close(self, item: _Running) -> None:
-        """Take in the end of a job's process."""
+    def _close(self, item: _Running, ending: Ending) -> None:
+        """Take in the end of a job."""
         self.running.remove(item)
-        item.channel.close()
-        name, out = item.job.name, item.job.directory
-        record = read_record(out)
-        if item.process.exitcode == 0 and record and record.status == "finished":
-            self.results[name] = JobResult(record.seconds, False, out)
-            self.display.end(name, f"{record.seconds:.1f} s")
-            return
-        _signal_group(item.process, signal.SIGKILL)  # what the job itself may have started
-        self.failed[name] = f"{_explain_exit(item.process.exitcode)}, log: {out / LOG}"
-        self.display.end(name, f"FAILED after {time.monotonic() - item.started:.1f} s")
-        self.display.say(_tail(out / LOG))
+        item.attempt.close()
+        job, log = item.job, item.job.directory / LOG
+        if ending.code == 0 and (result := self._result(job, reused=False)) is not None:
+            self.done[job.name] = result
+            where = f" ({item.attempt.where})" if item.attempt.where else ""
+            self.display.end(job.name, f"{result.seconds:.1f} s{where}")
+        elif ending.foreign and self.attempts[job.name] <= self.retries and not self.stop_signal:
+            self.waiting.insert(0, job)
+            again = f"attempt {self.attempts[job.name] + 1} of {self.retries + 1} follows"
+            self.display.again(job.name, f"{ending}; {again}")
+        else:
+            count = self.attempts[job.name]
+            how = f"failed, {ending}" + (f" (attempt {count})" if count > 1 else "")
+            self.done[job.name] = JobFailure(job.name, how, log)
+            seconds = time.monotonic() - item.started
+            self.display.end(job.name, f"FAILED after {seconds:.1f} s, {ending}")
+            self.display.say(_tail(log))
+
+    def _say_if_stuck(self) -> None:
+        now = time.monotonic()
+        if self.running:
+            self.idle_since = now
+        elif self.waiting and now - self.idle_since > PATIENCE:
+            self.idle_since = now
+            self.display.say(f"no room for {self.waiting[0].name}: {self.place.room()}")
 
     def end_all(self) -> None:
         """End every running job: politely, then surely, and at once when asked a second time."""
         for item in self.running:
-            _signal_group(item.process, signal.SIGTERM)
+            item.attempt.signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
+        while self._ending() and time.monotonic() < deadline and not self.hurry:
+            self.place.wait(_TICK)
+        for attempt in self._ending():
+            attempt.signal(signal.SIGKILL)
+        while self._ending():
+            self.place.wait(_TICK)
         for item in self.running:
-            while item.process.is_alive() and time.monotonic() < deadline and not self.hurry:
-                item.process.join(_TICK)
-            _signal_group(item.process, signal.SIGKILL)
-            item.process.join()
+            item.attempt.close()
+
+    def _ending(self) -> list[Attempt]:
+        """Those that have not ended yet."""
+        for item in self.running:
+            for _ in item.attempt.listen():
+                pass  # what it says now is of no interest
+        return [item.attempt for item in self.running if item.attempt.ending is None]
 
     def say_stopped(self) -> None:
         self.display.say(
-            f"stopped: {len(self.results)} of {self.total} jobs have finished and are kept. "
+            f"stopped: {self.finished} of {self.total} jobs have finished and are kept. "
             "Give the same command again to continue."
         )
-
-    def raise_failures(self) -> None:
-        if self.failed:
-            lines = [f"job `{name}` failed: {how}" for name, how in self.failed.items()]
-            lines += [f"job `{n}` was not run: it needs `{b}`" for n, b in self.not_run.items()]
-            raise JobsFailed("\n".join(lines))
-
-
-def _start_forkserver(preload: Sequence[str]) -> None:
-    """Start the process that jobs are forked from, unless this process has one already."""
-    # "__main__" is left out: multiprocessing imports it in every process anyway.
-    modules = dict.fromkeys(name for name in [work.__module__, *preload] if name[:2] != "__")
-    multiprocessing.set_forkserver_preload(list(modules))
-    # OpenBLAS and OpenMP fix their default number of threads when they are loaded, which happens
-    # there; the forkserver takes over this process's environment and has no argument for it.
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    forkserver.ensure_running()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
 
 
 @contextmanager
@@ -272,21 +290,6 @@ def _orderly_end(run: _Run) -> Iterator[None]:
         run.end_all()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _signal_group(process: ForkServerProcess, number: signal.Signals) -> None:
-    assert process.pid is not None
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:  # it is gone, or has not yet become the leader of a group
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
-
-
-def _explain_exit(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    return f"ended by {signal.Signals(-code).name}"
 
 
 def _tail(log: Path) -> str:

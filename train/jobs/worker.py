@@ -1,67 +1,100 @@
-"""The process of one job: it ties its life to the runner, works, and writes its record."""
+"""The process of one job: it works, says how far it is, and writes its record."""
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
 import io
+import json
 import os
 import pickle
 import signal
+import socket
 import sys
-import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
-from train.jobs.directory import LOG, Lock, Record, write_record
+from train.jobs.directory import LOG, Record, write_record
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MARK = "EAGLE_MOE_JOB"
+"""Environment variable of a job and of every program that it starts: where its keeper listens."""
 _REPORT_EVERY = 0.2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_channel: Connection | None = None
 _last_report = 0.0
 
 
 def progress(done: float, total: float, note: str = "") -> None:
     """Say, from inside a job, that `done` of `total` is done; `note` is shown beside the bar.
 
-    Cheap enough to call at every step. Outside a job it does nothing.
+    Cheap enough to call at every step. Outside a job it does nothing. Of processes that a launcher
+    has started together, only the first one is heard.
     """
     global _last_report
+    address = os.environ.get(MARK)
     now = time.monotonic()
-    if _channel is None or (now - _last_report < _REPORT_EVERY and done < total):
+    if not address or os.environ.get("RANK", "0") != "0":
+        return
+    if now - _last_report < _REPORT_EVERY and done < total:
         return
     _last_report = now
-    with suppress(OSError):  # the runner is gone, and so will this process be in a moment
-        _channel.send((done, total, note))
+    message = json.dumps([done, total, note]).encode()
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)  # a report may be lost, a job must not wait
+        sender.sendto(message, socket_name(address))
+
+
+def socket_name(address: str) -> str:
+    """`@name`, as an environment can hold it, is a name that needs no file (Linux, unix(7))."""
+    return "\0" + address[1:] if address.startswith("@") else address
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the runner sends to a job's process. `call` is the pickled (function, kwargs)."""
+    """What a keeper needs to run a job.
 
+    - `call`: the pickled (function, kwargs).
+    - `mark`: see `MARK`.
+    - `devices`: of its GPUs, as CUDA_VISIBLE_DEVICES names them. None: the variable stays.
+    - `lease`: seconds after which a keeper that hears nothing takes its owner for gone.
+    """
+
+    name: str
     call: bytes
     out: Path
     threads: int
     fingerprint: str
-    channel: Connection
-    lock: Lock
+    mark: str
+    devices: tuple[str, ...] | None = None
+    lease: float = float("inf")
 
 
-def work(task: Task) -> None:
-    """Run the task and write its record. An exception ends up in the log and in the exit code."""
-    global _channel
-    started = time.monotonic()  # here, because the first process waits for the forkserver's imports
-    os.setsid()  # Ctrl-C in a terminal reaches the runner alone, which ends the jobs in order
-    _end_with_runner()
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def work(task: Task, keeper: int, not_ours: Sequence[Closable]) -> None:
+    """Run the task and write its record. An exception ends up in the log and in the exit code.
+
+    `keeper`: process that this one must not outlive. `not_ours`: its ends of its connections.
+    """
+    started = time.monotonic()
+    os.setsid()
+    end_with_parent()
+    if os.getppid() != keeper:  # it went before the kernel was told
+        os._exit(1)
+    for end in not_ours:
+        end.close()
     _write_to(task.out / LOG)
     _limit_threads(task.threads)
-    _channel = task.channel
+    os.environ[MARK] = task.mark
+    if task.devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(task.devices)
     # Unpickled here, not by multiprocessing: a failing import then shows in the job's own log.
     function, kwargs = pickle.loads(task.call)
     function(out=task.out, **kwargs)
@@ -73,21 +106,6 @@ def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends; on Linux, else nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end_with_runner() -> None:
-    """Make sure that neither this process nor its children outlive the runner, even on SIGKILL."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="runner-watch", daemon=True).start()
-    # The parent in the kernel's sense is the forkserver. Without it the runner cannot learn how
-    # this process ends and would take it for failed while it still writes.
-    end_with_parent()
 
 
 def _write_to(log: Path) -> None:

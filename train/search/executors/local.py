@@ -1,0 +1,21 @@
+"""Jobs of a search as processes of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from train.jobs import Job, JobFailure, JobResult, LocalPlace, try_jobs
+
+
+class LocalExecutor:
+    """An `Executor`; `slots` and `gpus` are those of `LocalPlace`."""
+
+    def __init__(self, slots: int | None, gpus: int | None, retries: int) -> None:
+        self.place = LocalPlace(slots, gpus)
+        self.retries = retries
+
+    def run(self, jobs: Sequence[Job], title: str) -> dict[str, JobResult | JobFailure]:
+        return try_jobs(jobs, self.place, title=title, retries=self.retries)
+
+    def close(self) -> None:
+        """Nothing is held between two runs."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from engine_runs import kill_at, logged, losses, make_mixed_world, mixed_recipe, run_on_two, seen
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -117,28 +113,6 @@ def _check_point(point: Path) -> None:
     assert sum(path.stat().st_size for path in files) < 5 * learning + frozen // 2
 
 
-def test_torchrun_gives_the_same(world: Path, reference: Path, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(mixed_recipe(world, tmp_path / "run", "fsdp2")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    process = subprocess.Popen(
-        [*command, "-m", "train.run", str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
-    assert losses(tmp_path / "run/sft") == pytest.approx(losses(reference), abs=1e-5)
-
-
 # -- a step without any image
 
 
@@ -194,46 +168,6 @@ def test_zero_gradients_in_another_order_go_to_other_parameters(
     recipe = mixed_recipe(world, tmp_path / "run", "zero2")
     assert run_on_two(recipe, tmp_path / "seen", reverse) == DONE
     assert difference(tmp_path / "run/sft", reference) > 1e-4
-
-
-def test_an_expert_that_runs_twice_in_one_process_is_named(world: Path, tmp_path: Path) -> None:
-    def twice(rank: int) -> None:
-        from eagle_moe.model import EagleMixVisionModel
-
-        encode = EagleMixVisionModel.encode
-
-        def encode_again(self: Any, pixels: Any) -> Any:
-            expert = self.towers["convnext"]
-            expert(expert.view(pixels))
-            return encode(self, pixels)
-
-        if rank == 1:
-            EagleMixVisionModel.encode = encode_again  # type: ignore[method-assign]
-
-    recipe = mixed_recipe(world, tmp_path / "run", "ddp")
-    ends = run_on_two(recipe, tmp_path / "seen", twice)
-    for code, message in ends:
-        assert code == 1
-        assert "experts.convnext: processes ran it a different number of times: rank" in message
-
-
-def test_an_expert_that_leaves_its_rehearsal_is_named(world: Path, tmp_path: Path) -> None:
-    def skip_a_block(rank: int) -> None:
-        from eagle_moe.experts import VisionExpert
-
-        run_block = VisionExpert.run_block
-
-        def skip(self: Any, block: Any, *args: Any) -> Any:
-            busy = rank == 1 and self.spec.name == "clip" and args[0].ndim and self.training
-            return args[0] if busy and block is self.blocks[1] else run_block(self, block, *args)
-
-        VisionExpert.run_block = skip  # type: ignore[method-assign]
-
-    recipe = mixed_recipe(world, tmp_path / "run", "fsdp2")
-    ends = run_on_two(recipe, tmp_path / "seen", skip_a_block, limit=30)
-    assert ends[1][0] == 1
-    assert "rank 1: experts.clip went through its blocks in another order" in ends[1][1]
-    assert ends[0][0] != 0
 
 
 # -- checkpoints of engines that split or round

@@ -72,6 +72,11 @@ def test_the_settings_that_we_ship_contradict_nothing(name: str, args: TrainingA
             r'optimizer .*"lr": 0.0001.*args.learning_rate = 2e-05',
         ),
         ({"scheduler": {"type": "WarmupLR"}}, r"scheduler .*Leave the section out"),
+        ({"bf16": {"enabled": "auto", "check_grad_overflow": False}}, r"reach the weights. Leave"),
+        (
+            {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+            r"zero_optimization.compute_grad_norm = false: .* not finite",
+        ),
     ],
 )
 def test_settings_that_contradict_the_stage_are_refused(
@@ -91,6 +96,16 @@ def test_settings_that_agree_with_the_stage_are_taken(
 def test_weights_in_bfloat16_need_bf16(tmp_path: Path, args: TrainingArguments) -> None:
     with pytest.raises(ValueError, match="dtype = bfloat16 needs args.bf16"):
         settings(tmp_path).check(args, "bfloat16")
+
+
+def test_a_deepspeed_that_loses_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepspeed = pytest.importorskip("deepspeed")
+    settings(tmp_path).arguments()
+    monkeypatch.setattr(deepspeed, "__version__", "0.18.4")
+    with pytest.raises(ValueError, match=r"DeepSpeed 0.18.4 takes steps .*deepspeed>=0.19.8"):
+        settings(tmp_path).arguments()
 
 
 def test_settings_without_a_stage_are_refused(tmp_path: Path) -> None:

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import make_mixed_world, mixed_recipe, run_on_two
 from ranks import on_ranks
-from safetensors.torch import load_file
 from tiny_trainer import START, Samples, collate, make_trainer
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from eagle_moe.loss import IGNORE_INDEX
 from eagle_moe.parts import model_tensors
-from train.engines import make_engine
-from train.health import HEALTH, FiniteSteps, HealthLog, HealthRules
+from train.engines import Engine, make_engine
+from train.health import HEALTH, HealthLog, HealthRules
 from train.moved import TrainingFault
 from train.trainer import StageTrainer
 from train.workspace import last_point
@@ -160,7 +158,7 @@ def test_the_logged_loss_is_that_of_the_steps_that_were_taken(tmp_path: Path) ->
 
 def test_without_the_skip_the_weights_are_lost(tmp_path: Path, monkeypatch: Any) -> None:
     """What the tests above would see."""
-    monkeypatch.setattr(FiniteSteps, "_skip", lambda *_: None)
+    monkeypatch.setattr(Engine, "leave_out", lambda *_: True)
     trainer = make(tmp_path, SKIP, max_steps=2)
     poison_gradient(trainer)
     trainer.train()
@@ -315,31 +313,3 @@ def test_the_mean_is_that_of_all_ranks_whatever_their_labels(
     assert one[0] == "DistributedDataParallel"
     equal = pytest.approx((loss, norm), rel=1e-5) == one[1:]
     assert equal == averaged
-
-
-def add_infinity(rank: int) -> None:
-    """To the loss of the second rank's second step, whose gradients stay finite."""
-    compute = Trainer.compute_loss
-
-    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = compute(self, *args, **kwargs)
-        return loss + math.inf if rank == 1 and self.state.global_step == 1 else loss
-
-    Trainer.compute_loss = poisoned  # type: ignore[method-assign]
-
-
-@pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
-def test_an_engine_skips_the_step_too(tmp_path: Path, engine: str) -> None:
-    """DeepSpeed takes its step within the backward pass, before anything else can look at it."""
-    if engine == "zero2":
-        pytest.importorskip("deepspeed")
-    make_mixed_world(tmp_path)
-    recipe = mixed_recipe(tmp_path, tmp_path / "out", engine, on_nonfinite="skip")
-    assert run_on_two(recipe, tmp_path / "told", add_infinity) == [(0, ""), (0, "")]
-    (row,) = rows(tmp_path / "out" / "sft")
-    assert (row["step"], row["event"], row["action"]) == (2, "the loss is inf", "skipped")
-    weights = load_file(tmp_path / "out" / "sft" / "model.safetensors")
-    assert all(bool(value.isfinite().all()) for value in weights.values())
-    state = json.loads((tmp_path / "out" / "sft" / "trainer_state.json").read_text())
-    rates = [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry]
-    assert rates[1] == rates[2] > rates[3]

@@ -131,7 +131,7 @@ class FiniteSteps(Trainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         self._micro_batches.append((ids, loss.detach()))
         # An infinite loss may have finite gradients. These are not: they reach all processes, and
-        # DeepSpeed, which takes its step within the backward pass, leaves it out because of them.
+        # DeepSpeed, which takes its step before it can be judged here, leaves it out for them.
         return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -142,9 +142,7 @@ class FiniteSteps(Trainer):
         norm = self.engine.norm(super()._get_grad_norm(model, *args, **kwargs))
         loss, norms, items = self._step_numbers(norm)
         self.health.since_log[0] += 1
-        skipped = self._judge(loss, norms, items)
-        if skipped:
-            self._skip(model)
+        skipped = self._judge(model, loss, norms, items)
         # Of accelerate, by which the Trainer knows whether the schedule goes on. DeepSpeed's own
         # knows by itself, and so does that of fp16.
         if not self.is_deepspeed_enabled and self.accelerator.scaler is None:
@@ -166,11 +164,11 @@ class FiniteSteps(Trainer):
         loss, norm, items = rows.mean(0).tolist()
         return loss, norm, items
 
-    def _judge(self, loss: float, norm: float, items: float) -> bool:
-        """Whether to skip the step. Raises `TrainingFault` if the run must not go on."""
+    def _judge(self, model: nn.Module, loss: float, norm: float, items: float) -> bool:
+        """Whether the step is skipped. Raises `TrainingFault` if the run must not go on."""
         fp16 = self.accelerator.mixed_precision == "fp16"  # where an overflow is normal
         if not math.isfinite(loss) or not (fp16 or math.isfinite(norm)):
-            self._not_finite(loss, norm)
+            self._not_finite(loss, norm, self.engine.leave_out(model))
             return True
         if items == 0:
             self.moved.idle = True
@@ -179,24 +177,30 @@ class FiniteSteps(Trainer):
             self._tell("spiked", "; ".join(found), loss, norm)
         return False
 
-    def _not_finite(self, loss: float, norm: float) -> None:
+    def _not_finite(self, loss: float, norm: float, left_out: bool) -> None:
         rules, counts = self.health.rules, self.health.counts
         what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
         too_many = counts["steps_nonfinite"] >= rules.max_nonfinite
-        stop = rules.on_nonfinite == "stop" or too_many
-        action = "stopped" if stop else "skipped"
         event = f"the {what} is {value}"
-        named = self._tell("nonfinite", event, loss, norm, action)
-        if not stop:
+        if left_out and rules.on_nonfinite == "skip" and not too_many:
+            self._tell("nonfinite", event, loss, norm, "skipped")
+            self._forget_step()
             return
+        named = self._tell("nonfinite", event, loss, norm, "stopped" if left_out else "taken")
+        told = f"step {self.state.global_step + 1}: {event}"
+        seen = f"The samples of this step are in {self.health.path}{named}."
+        if not left_out:
+            raise TrainingFault(
+                f"{told}. engine: {self.engine.name} took the step all the same: the weights in "
+                f"memory are lost, the last resume point is intact. {seen}"
+            )
         remedy = "leave such steps out with `on_nonfinite: skip`"
         if rules.on_nonfinite == "skip":
-            event += f", and {rules.max_nonfinite} steps were skipped already (max_nonfinite)"
+            told += f", and {rules.max_nonfinite} steps were skipped already (max_nonfinite)"
             remedy = "raise max_nonfinite"
         raise TrainingFault(
-            f"step {self.state.global_step + 1}: {event}. The weights were not touched, and the "
-            f"last resume point is intact. The samples of this step are in {self.health.path}"
-            f"{named}. Look at them, lower the learning rate, train in a wider dtype, or {remedy}."
+            f"{told}. The weights were not touched, and the last resume point is intact. {seen} "
+            f"Look at them, lower the learning rate, train in a wider dtype, or {remedy}."
         )
 
     def _tell(self, kind: str, event: str, loss: float, norm: float, action: str = "taken") -> str:
@@ -228,17 +232,8 @@ class FiniteSteps(Trainer):
             )
         return named
 
-    def _skip(self, model: nn.Module) -> None:
-        """Leave this step out: no weights, no optimizer state, no schedule, no loss in the log."""
-        if self.is_deepspeed_enabled:
-            if not self.accelerator.optimizer_step_was_skipped:
-                raise TrainingFault(
-                    f"step {self.state.global_step + 1}: DeepSpeed took a step with gradients that "
-                    "are not finite. The last resume point is intact. Remove "
-                    "bf16.check_grad_overflow: false from its settings."
-                )
-        else:
-            model.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient
+    def _forget_step(self) -> None:
+        """What was left out of the weights is left out of the log, and proves nothing."""
         self.moved.idle = True
         self.health.since_log[1] += 1
         losses = torch.stack([loss for _, loss in self._micro_batches])

@@ -74,6 +74,14 @@ class Engine:
     def ready(self, trainer: Trainer) -> None:
         """The model is wrapped and the optimizer made; no step was taken. All processes."""
 
+    def leave_out(self, model: nn.Module) -> bool:
+        """Keep the optimizer from the step whose gradients are there; whether it is kept from it.
+
+        All processes.
+        """
+        model.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient
+        return True
+
     def end_step(self, model: nn.Module) -> None:
         """The gradients of a step are there, the optimizer comes next. All processes."""
 

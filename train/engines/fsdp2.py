@@ -7,8 +7,7 @@ embeddings, head, fusion and connector belong to the root, which is whole during
 A process without an image enters the units all the same, in the same order, forward and backward:
 it calls them with an empty token instead of a picture. They collect their weights as always, and
 return the token with gradients of zero attached, without computing anything. The order is taken
-from a rehearsal on one blank picture at the start (`Rehearsal`); an expert that later enters its
-blocks in another order would make processes wait for each other, and is stopped before it does.
+from a rehearsal on one blank picture at the start (`train.engines.rehearsal`).
 
 In mixed precision, weights are collected as bfloat16 and gradients reduced as float32, while each
 process keeps its piece of the weights in float32.
@@ -17,7 +16,6 @@ process keeps its piece of the weights in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +35,7 @@ from transformers.trainer import OPTIMIZER_NAME
 from eagle_moe.parts import LANGUAGE_MODEL, model_tensors, part_blocks, part_of
 from train.engines.imageless import ImagelessRanks, ZeroGradient
 from train.engines.processes import ManyProcesses
-from train.moved import TrainingFault
+from train.engines.rehearsal import Rehearsal, rehearse
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -83,6 +81,7 @@ class FSDP2(ManyProcesses):
 
     def keep_in_step(self, model: nn.Module) -> ImagelessRanks:
         rehearsal = rehearse(model)
+        model.reset_iter_state()  # type: ignore[operator]  # no backward pass follows
         return JoiningRanks(model, self.hosts, rehearsal)
 
     def held(self, model: nn.Module) -> dict[str, Tensor]:
@@ -128,70 +127,18 @@ class FSDP2(ManyProcesses):
         )
 
 
-@dataclass
-class Rehearsal:
-    """How one expert goes through its blocks: each call in order."""
-
-    blocks: list[nn.Module] = field(default_factory=list)
-    needs_grad: list[bool] = field(default_factory=list)
-    """Whether what goes into the block depends on a parameter that learns. It decides when FSDP
-    reduces the block's gradients: after the block's own backward pass, or at the end of all."""
-
-
-def rehearse(model: nn.Module) -> dict[str, Rehearsal]:
-    """Run the model on one blank picture, with gradients but without a step. All processes."""
-    towers: dict[str, nn.Module] = dict(model.model.vision_tower.towers.items())  # type: ignore[union-attr, operator]
-    seen = {name: Rehearsal() for name in towers}
-    hooks = []
-    for name in towers:
-        for block in part_blocks(model, f"experts.{name}"):
-            hooks.append(
-                block.register_forward_pre_hook(_note(seen[name]), with_kwargs=True, prepend=True)
-            )
-    config: Any = model.config
-    device = next(model.parameters()).device
-    size = config.vision_config.canvas_size
-    was_training = model.training
-    model.eval()
-    model(
-        input_ids=torch.full((1, config.num_image_tokens), config.image_token_id, device=device),
-        pixel_values=torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device),
-        use_cache=False,
-    )
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    model.reset_iter_state()  # type: ignore[operator]  # no backward pass follows
-    return seen
-
-
-def _note(rehearsal: Rehearsal) -> Any:
-    def note(block: nn.Module, args: Any, kwargs: Any) -> None:
-        rehearsal.blocks.append(block)
-        values = [*args, *kwargs.values()]
-        rehearsal.needs_grad.append(any(isinstance(v, Tensor) and v.requires_grad for v in values))
-
-    return note
-
-
 class JoiningRanks(ImagelessRanks):
     """A process without an image goes through the experts' units with an empty token."""
 
     def __init__(
         self, model: nn.Module, group: dist.ProcessGroup, rehearsal: Mapping[str, Rehearsal]
     ) -> None:
-        super().__init__(model, group, join_always=True)
+        super().__init__(model, group, join_always=True, rehearsal=rehearsal)
         self.rehearsal = rehearsal
-        self._inside: str | None = None
-        self._entered = 0
         for name, expert in self.experts.items():
-            blocks = set(rehearsal[name].blocks)
             _answer_tokens(expert, self._join_expert(name, expert))
-            expert.register_forward_pre_hook(self._enter(name), prepend=True)
-            expert.register_forward_hook(self._leave)
-            for block in blocks:
+            for block in set(rehearsal[name].blocks):
                 _answer_tokens(block, _join_unit(block))
-                block.register_forward_pre_hook(self._follow(name), with_kwargs=True, prepend=True)
 
     def fill_in(self, embeddings: Tensor) -> Tensor:
         token = embeddings.new_zeros(())
@@ -220,39 +167,6 @@ class JoiningRanks(ImagelessRanks):
             return ZeroGradient.apply(x, *([] if early else own))
 
         return join
-
-    # -- an expert follows its rehearsal
-
-    def _enter(self, name: str) -> Any:
-        def enter(module: nn.Module, args: Any) -> None:
-            self._inside, self._entered = name, 0
-
-        return enter
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        assert self._inside is not None
-        if self._entered != len(self.rehearsal[self._inside].blocks):
-            self._differs(self._inside)
-        self._inside = None
-
-    def _follow(self, name: str) -> Any:
-        def follow(block: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._inside is None:
-                return  # computed again in the backward pass
-            order = self.rehearsal[name].blocks
-            if self._entered >= len(order) or order[self._entered] is not block:
-                self._differs(name)
-            self._entered += 1
-
-        return follow
-
-    def _differs(self, name: str) -> None:
-        raise TrainingFault(
-            f"rank {dist.get_rank()}: experts.{name} went through its blocks in another order than "
-            "at the start, or another number of times. Under fsdp2 the other processes would wait "
-            "for it for ever. What an expert computes must not depend on its picture; if it has "
-            "to, use engine: zero2."
-        )
 
 
 def _answer_tokens(module: Any, join: Callable[[Tensor], Tensor]) -> None:

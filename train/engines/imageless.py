@@ -15,7 +15,7 @@ added to each other, without a word. `gradient_order` finds the order out, on on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from eagle_moe.parts import LANGUAGE_MODEL, part_of
+from train.engines.rehearsal import OrderCheck, Rehearsal
 from train.moved import TrainingFault
 
 
@@ -54,6 +55,7 @@ class ImagelessRanks:
       expert was run or filled in for. If that differs, all of them raise `TrainingFault` that names
       rank and expert, instead of waiting for each other in the backward pass.
     - `join_always`: fill in without gradients too, since forward passes have collectives.
+    - `rehearsal`: with `join_always`, how experts go through their blocks; they are held to it.
     - `order`: what of vision learns, in the order in which gradients of zero shall come.
 
     Subclasses say what filling in for an expert means.
@@ -64,6 +66,7 @@ class ImagelessRanks:
         model: nn.Module,
         group: dist.ProcessGroup,
         join_always: bool = False,
+        rehearsal: Mapping[str, Rehearsal] | None = None,
         order: Sequence[nn.Parameter] | None = None,
     ) -> None:
         self.model = model
@@ -75,6 +78,7 @@ class ImagelessRanks:
         """Expert -> how often it was run, or filled in for, with gradients on."""
         self._ran = False
         self._saw_image = False
+        self._order_check = OrderCheck(self.experts, rehearsal) if rehearsal is not None else None
         for name, expert in self.experts.items():
             expert.register_forward_pre_hook(self._counter(name))
         # `prepend`: before the hooks by which an engine collects the language model's weights
@@ -114,6 +118,8 @@ class ImagelessRanks:
         elif learning:
             self._saw_image = True
         self._ran = False
+        if self._order_check is not None:
+            self._order_check.end_batch()
         if learning:
             self._roll_call()
         return args, kwargs

@@ -15,6 +15,10 @@ alone, down to the last layer of an expert. So it runs the experts on one blank 
 result nothing depends; it would otherwise wait for the others meanwhile. ZeRO 2 needs no such
 thing.
 
+DeepSpeed takes its step within the backward pass, before anything else can look at the gradients.
+It looks at their norm itself, and leaves the step out if that is not finite; settings that keep it
+from looking are refused, and so are versions that do not look.
+
 A step in which no process has an image counts as a step with a gradient of zero in vision: momentum
 and weight decay go on, since DeepSpeed updates all that it holds. Other engines leave vision alone.
 
@@ -32,22 +36,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from packaging.version import Version
 from torch import Tensor, nn
 
 from eagle_moe.parts import model_tensors
 from train.engines.imageless import ImagelessRanks, ZeroGradient, gradient_order
 from train.engines.processes import ManyProcesses
+from train.engines.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
+OLDEST = "0.19.8"
+"""The first DeepSpeed that leaves out steps whose gradients are not finite in every stage and
+dtype. Before, ZeRO 3 took them in bfloat16 and float32, and ZeRO 2 in float32."""
+
 
 class Zero(ManyProcesses):
     """DeepSpeed with the settings of a JSON file.
 
-    Raises `ValueError` if the file cannot be read, and `ImportError` that names the extra.
+    Raises `ValueError` if the file cannot be read, or if DeepSpeed is missing or too old.
     """
 
     splits_optimizer = True
@@ -85,6 +95,12 @@ class Zero(ManyProcesses):
                     f"rates and schedule are the stage's (args.learning_rate = "
                     f"{args.learning_rate}). Leave the section out."
                 )
+        for field in ("bf16.check_grad_overflow", "zero_optimization.compute_grad_norm"):
+            if _value(self.settings, field) is False:
+                raise ValueError(
+                    f"{self.path}: {field} = false: DeepSpeed would let gradients that are not "
+                    "finite reach the weights. Leave the field out."
+                )
         if dtype == "bfloat16" and not args.bf16:
             raise ValueError(f"engine: {self.name}: dtype = bfloat16 needs args.bf16 = true.")
         for field, name, value in _shared_values(args):
@@ -119,8 +135,13 @@ class Zero(ManyProcesses):
 
     def keep_in_step(self, model: nn.Module) -> ImagelessRanks:
         if self.stage == 3:
-            return BlankPicture(model, self.hosts, join_always=True)
+            with torch.no_grad():
+                rehearsal = rehearse(model)
+            return BlankPicture(model, self.hosts, join_always=True, rehearsal=rehearsal)
         return ImagelessRanks(model, self.hosts, order=self.order)
+
+    def leave_out(self, model: nn.Module) -> bool:
+        return bool(self.optimizer.overflow)
 
     def end_step(self, model: nn.Module) -> None:
         self._touched.clear()  # DeepSpeed has taken the step in the backward pass already
@@ -246,9 +267,14 @@ def _import_deepspeed() -> None:
     try:
         import deepspeed
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "engine: DeepSpeed is not installed. Install eagle-moe[deepspeed]."
         ) from error
+    if Version(deepspeed.__version__) < Version(OLDEST):
+        raise ValueError(
+            f"engine: DeepSpeed {deepspeed.__version__} takes steps whose gradients are not finite "
+            f"and loses the weights. Install deepspeed>={OLDEST}."
+        )
     if not torch.cuda.is_available():
         # Compiled for minutes at the start, to speed up all-reduce between processes on one CPU.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

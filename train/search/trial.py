@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 Members = tuple[str, ...]
 """Experts of a mixture, in pool order: under channel concatenation the order is part of it."""
@@ -60,7 +61,7 @@ class Result:
     error: str = ""
 
 
-ABSENT = "not in the table"
+ABSENT: Final = "not in the table"
 """The `error` of a trial that a table of given scores does not have: nothing failed."""
 
 RunTrials = Callable[[Sequence[Trial]], Sequence[Result]]

@@ -1,6 +1,6 @@
 """What our HTML pages share: one look, no script, no request; pictures are drawn into them."""
 
-from eval.page.drawing import FAINT, INK, RULE, house_style, to_svg
+from eval.page.drawing import FAINT, INK, RULE, house_style, to_png, to_svg
 from eval.page.numbers import show_bytes, show_large, show_seconds
 from eval.page.render import render
 
@@ -13,5 +13,6 @@ __all__ = [
     "show_bytes",
     "show_large",
     "show_seconds",
+    "to_png",
     "to_svg",
 ]

@@ -56,3 +56,15 @@ def to_svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = 
         figure.savefig(target, format="svg", transparent=True, metadata=no_metadata)
     svg = target.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def to_png(draw: Callable[[Axes], None], size: tuple[float, float] = PANEL) -> bytes:
+    """The same panel as a PNG, for documents that take no SVG."""
+    from matplotlib.figure import Figure
+
+    with house_style():
+        figure = Figure(figsize=size, layout="constrained", dpi=160, facecolor="white")
+        draw(figure.subplots())
+        target = io.BytesIO()
+        figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()

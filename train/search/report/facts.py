@@ -75,6 +75,18 @@ class SearchFacts:
     machine: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def last_rows(self) -> list[Mapping[str, Any]]:
+        """The last row of every trial, small mixtures first: rows of a ledger stand as trials end,
+        which is another order in every run."""
+        last = {row["key"]: row for row in self.ledger}
+        return sorted(last.values(), key=self._rank)
+
+    def _rank(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        places = {name: place for place, name in enumerate(self.pool)}
+        members = [places.get(name, len(places)) for name in row["members"]]
+        return len(members), members, row.get("budget", 1.0), row["seed"], row["key"]
+
     def dump(self) -> dict[str, Any]:
         """Plain data for JSON, without the ledger, which has a file of its own."""
         plain = asdict(self)

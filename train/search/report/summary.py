@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from train.search.report.facts import SearchFacts
+from train.search.report.mixtures import title_of
 from train.search.rounds import Choice
-from train.search.trial import Members
 
 SUMMARY = "summary.json"
 LEDGER = "ledger.jsonl"
@@ -38,11 +38,6 @@ def summarise(choice: Choice, facts: SearchFacts) -> dict[str, Any]:
             speeds[title_of(candidate["members"])] = speed
     ends = {"clock": {**clock, SPEEDS: dict(sorted(speeds.items()))}}
     return {**decisions, "cost": reuse, **about, **ends}
-
-
-def title_of(members: Members) -> str:
-    """A mixture in one word: `clip+sam`."""
-    return "+".join(members)
 
 
 def read_summary(out: str | Path) -> tuple[Choice, SearchFacts]:

@@ -12,7 +12,7 @@ something that it needs has changed; an interrupted one is run again in the same
 from train.jobs.directory import DirectoryBusy
 from train.jobs.graph import Job
 from train.jobs.local import LocalPlace
-from train.jobs.runner import JobFailure, JobResult, JobsFailed, run_jobs, try_jobs
+from train.jobs.runner import JobFailure, JobResult, JobsFailed, OnEnd, run_jobs, try_jobs
 from train.jobs.worker import progress
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "JobResult",
     "JobsFailed",
     "LocalPlace",
+    "OnEnd",
     "progress",
     "run_jobs",
     "try_jobs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,9 @@ class JobFailure:
     log: Path
 
 
+OnEnd = Callable[[str, JobResult | JobFailure], None]
+
+
 class JobsFailed(RuntimeError):
     """Some jobs failed; the message names them, their logs, and the jobs not run because of it."""
 
@@ -82,12 +85,18 @@ def run_jobs(
 
 
 def try_jobs(
-    jobs: Sequence[Job], place: Place, *, title: str = "jobs", retries: int = 0
+    jobs: Sequence[Job],
+    place: Place,
+    *,
+    title: str = "jobs",
+    retries: int = 0,
+    on_end: OnEnd | None = None,
 ) -> dict[str, JobResult | JobFailure]:
     """As `run_jobs`, at any place; a job that fails is in what is returned.
 
     `retries`: how often a job is tried again, in the same directory, that did not fail by itself:
     ended by a signal, lost with its machine, or of the status EX_TEMPFAIL.
+    `on_end(name, how)`: called here as soon as it is known how a job has ended.
     """
     prints = fingerprints(jobs)
     place.check(jobs)
@@ -98,7 +107,7 @@ def try_jobs(
             stack.callback(locks[job.name].release)
         display = open_display(title, len(jobs))
         stack.callback(display.close)
-        run = _Run(jobs, prints, locks, place, retries, display)
+        run = _Run(jobs, prints, locks, place, retries, display, on_end)
         run.reuse_finished()
         stack.callback(place.close)
         place.open(run.waiting, display.say)
@@ -125,6 +134,7 @@ class _Run:
         place: Place,
         retries: int,
         display: Display,
+        on_end: OnEnd | None,
     ) -> None:
         self.waiting = list(jobs)
         self.running: list[_Running] = []
@@ -139,6 +149,7 @@ class _Run:
         self.place = place
         self.retries = retries
         self.display = display
+        self.on_end = on_end
 
     @property
     def finished(self) -> int:
@@ -148,8 +159,7 @@ class _Run:
         for job in list(self.waiting):
             if (result := self._result(job, reused=True)) is not None:
                 self.waiting.remove(job)
-                self.done[job.name] = result
-                self.display.end(job.name, f"reused, it took {result.seconds:.1f} s")
+                self._ended(job, result, f"reused, it took {result.seconds:.1f} s")
             else:
                 refuse_foreign(job.directory)
 
@@ -188,8 +198,14 @@ class _Run:
         cause = self.done[blocker]
         assert isinstance(cause, JobFailure)
         self.waiting.remove(job)
-        self.done[job.name] = JobFailure(job.name, f"not run, it needs `{blocker}`", cause.log)
-        self.display.end(job.name, f"not run, it needs {blocker}")
+        how = f"not run, it needs `{blocker}`"
+        self._ended(job, JobFailure(job.name, how, cause.log), f"not run, it needs {blocker}")
+
+    def _ended(self, job: Job, how: JobResult | JobFailure, told: str) -> None:
+        self.done[job.name] = how
+        self.display.end(job.name, told)
+        if self.on_end is not None:
+            self.on_end(job.name, how)
 
     def _start(self, job: Job) -> None:
         prepare(job.directory, self.prints[job.name])
@@ -213,9 +229,8 @@ class _Run:
         item.attempt.close()
         job, log = item.job, item.job.directory / LOG
         if ending.code == 0 and (result := self._result(job, reused=False)) is not None:
-            self.done[job.name] = result
             where = f" ({item.attempt.where})" if item.attempt.where else ""
-            self.display.end(job.name, f"{result.seconds:.1f} s{where}")
+            self._ended(job, result, f"{result.seconds:.1f} s{where}")
         elif ending.foreign and self.attempts[job.name] <= self.retries and not self.stop_signal:
             self.waiting.insert(0, job)
             again = f"attempt {self.attempts[job.name] + 1} of {self.retries + 1} follows"
@@ -223,9 +238,8 @@ class _Run:
         else:
             count = self.attempts[job.name]
             how = f"failed, {ending}" + (f" (attempt {count})" if count > 1 else "")
-            self.done[job.name] = JobFailure(job.name, how, log)
-            seconds = time.monotonic() - item.started
-            self.display.end(job.name, f"FAILED after {seconds:.1f} s, {ending}")
+            told = f"FAILED after {time.monotonic() - item.started:.1f} s, {ending}"
+            self._ended(job, JobFailure(job.name, how, log), told)
             self.display.say(_tail(log))
 
     def _say_if_stuck(self) -> None:

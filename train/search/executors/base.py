@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from train.jobs import Job, JobFailure, JobResult
+from train.jobs import Job, JobFailure, JobResult, OnEnd
 
 __all__ = ["Executor", "Job", "JobFailure", "JobResult", "OnEnd"]
-
-OnEnd = Callable[[str, JobResult | JobFailure], None]
 
 
 class Executor(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from train.jobs import Job, JobFailure, JobResult, LocalPlace, try_jobs
+from train.jobs import Job, JobFailure, JobResult, LocalPlace, OnEnd, try_jobs
 
 
 class LocalExecutor:
@@ -14,8 +14,10 @@ class LocalExecutor:
         self.place = LocalPlace(slots, gpus)
         self.retries = retries
 
-    def run(self, jobs: Sequence[Job], title: str) -> dict[str, JobResult | JobFailure]:
-        return try_jobs(jobs, self.place, title=title, retries=self.retries)
+    def run(
+        self, jobs: Sequence[Job], title: str, on_end: OnEnd | None = None
+    ) -> dict[str, JobResult | JobFailure]:
+        return try_jobs(jobs, self.place, title=title, retries=self.retries, on_end=on_end)
 
     def close(self) -> None:
         """Nothing is held between two runs."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from eagle_moe.canvas import load_image
 from eval.items import Item
 from eval.score import is_correct
 
+ITEMS = "items.jsonl.gz"
 OnProgress = Callable[[int, int, str], None]
 """Called with (items done, items in all, note)."""
 Images = Literal["keep", "drop"]
@@ -28,15 +30,22 @@ Images = Literal["keep", "drop"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered to one item: a line of `answers.jsonl`."""
+    """What a model answered to one item of a task: a line of `items.jsonl.gz`.
+
+    - `id`: the data set's own, or the number of its row; unique in the file.
+    - `part`: the skill or category that is also scored apart; empty where a task has none.
+    - `target`: what counts as right, as the task has it: a text, or a list of them.
+    - `scores`: metric -> what this item adds to it, for metrics that are made of items' scores.
+    - `fields`: short texts and numbers of the data set's row; of the built-in suite, `kind`.
+    """
 
     id: str
-    skill: str
-    kind: str
+    part: str
     question: str
-    answer: str
+    target: Any
     prediction: str
-    correct: bool
+    scores: dict[str, float]
+    fields: dict[str, Any]
 
 
 class Answerer(Protocol):
@@ -79,32 +88,51 @@ def answer_items(
                     file.write(json.dumps(asdict(done[item.id]), ensure_ascii=False) + "\n")
             file.flush()
             if progress is not None:
-                right = sum(answer.correct for answer in done.values()) / len(done)
+                right = sum(one.scores["accuracy"] for one in done.values()) / len(done)
                 progress(len(done), len(ordered), f"{right:.0%} right")
     return [done[item.id] for item in items]
 
 
-def read_answers(path: str | Path) -> list[Answer]:
-    """Read an `answers.jsonl`. Raises `ValueError` naming the line that is none."""
+def write_answers(folder: str | Path, answers: Sequence[Answer]) -> None:
+    """Write `folder/items.jsonl.gz`; the same answers always give the same bytes."""
+    path = Path(folder) / ITEMS
+    beside = path.with_name(path.name + ".part")
+    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in answers)
+    beside.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    os.replace(beside, path)
+
+
+def read_answers(folder: str | Path) -> list[Answer]:
+    """Read `folder/items.jsonl.gz`. Raises `ValueError` naming the line that is no answer."""
+    path = Path(folder) / ITEMS
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().split("\n")[:-1]
+    except (EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: not a complete file: {error}. Evaluate again.") from None
+    return _parse(lines, path)
+
+
+def _parse(lines: Sequence[str], path: Path) -> list[Answer]:
     answers = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                answers.append(Answer(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not an answer: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not an answer: {error}") from None
     return answers
 
 
 def _answer(item: Item, prediction: str) -> Answer:
     return Answer(
         id=item.id,
-        skill=item.skill,
-        kind=item.kind,
+        part=item.skill,
         question=item.question,
-        answer=item.answer,
+        target=item.answer,
         prediction=prediction.strip(),
-        correct=is_correct(prediction, item.answer),
+        scores={"accuracy": float(is_correct(prediction, item.answer))},
+        fields={"kind": item.kind},
     )
 
 
@@ -114,7 +142,8 @@ def _resume(path: Path, items: Sequence[Item]) -> dict[str, Answer]:
     if not path.exists():
         return {}
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    done = {answer.id: answer for answer in read_answers(path)}
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    done = {answer.id: answer for answer in _parse(lines, path)}
     strangers = done.keys() - {item.id for item in items}
     if strangers:
         raise ValueError(

@@ -33,12 +33,22 @@ RECIPE = "recipe.yaml"
 
 
 class Task(Schema):
-    """What was asked. `version` and `seed` are those of the suite, if it says them."""
+    """What was asked.
+
+    - `name`, `version`, `config_sha256`: of the harness's task. `config_sha256` is of everything
+      that its YAML says: prompt, generation, scorers and their code.
+    - `dataset`, `split`: where its questions are from; `version` and `seed` of the built-in suite
+      are those that the suite says.
+    - `data_sha256`: of every question that was asked, with its images.
+    - `images`: `drop` if the model was asked without them.
+    """
 
     name: str
-    version: int | None
-    seed: int | None
+    version: str | None
+    config_sha256: str
+    dataset: str | None
     split: str
+    seed: int | None
     data_sha256: str
     images: Literal["keep", "drop"]
 
@@ -51,6 +61,7 @@ class Identity(Schema):
     - `recipe`: the resolved training recipe, if the checkpoint carries one.
     - `prompt`: the first item's, as rendered; `template_sha256` is of the chat template.
     - `decoding`: what `generate` was told, with what the checkpoint's own generation config adds.
+    - `batch_size` of each of the `processes` that shared the questions.
     - `device`: `cpu`, or the name of the GPU.
     """
 
@@ -62,6 +73,7 @@ class Identity(Schema):
     prompt: str
     decoding: dict[str, Any]
     batch_size: int
+    processes: int = 1
     dtype: str
     device: str
     versions: dict[str, str]
@@ -147,8 +159,10 @@ def _task(data: Path, items: Sequence[Item], images: Literal["keep", "drop"]) ->
     made = (data if data.is_dir() else data.parent) / "suite.json"
     suite = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
     return Task(
-        name="skills" if suite else data.stem,
-        version=suite.get("version"),
+        name="eagle_skills",
+        version=str(suite["version"]) if "version" in suite else None,
+        config_sha256="",
+        dataset=None,
         seed=suite.get("seed"),
         split="test" if data.is_dir() else data.stem,
         data_sha256=hash_items(items),

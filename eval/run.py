@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on a suite: `python -m eval.run --model DIR --data DIR --out DIR`.
 
-Writes `answers.jsonl` (every question with its answer) and `card.json` (accuracy with intervals,
-and the identity of the score) into the output folder.
+Writes `items.jsonl.gz` (every question with its answer) and `card.json` (accuracy with intervals,
+and the identity of the score) into the folder of its task, `OUT/eagle_skills`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eval.answer import CheckpointAnswerer, Images, OnProgress, answer_items
-from eval.card import ANSWERS, CARD, Card, count
+from eval.answer import CheckpointAnswerer, Images, OnProgress, answer_items, write_answers
+from eval.card import ACCURACY, CARD, SKILLS, Card, count
 from eval.identity import Identity, identify
 from eval.items import Item, read_items
 
@@ -38,9 +38,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer the test questions of suite `data` with checkpoint folder `model`, and score them.
 
-    Returns what `out/card.json` then holds. A run that was interrupted continues; one that is
-    finished is read back. Both only if the identity of the score is the same: answers of other
-    weights, data or settings are never mixed in.
+    Returns what `out/eagle_skills/card.json` then holds. A run that was interrupted continues; one
+    that is finished is read back. Both only if the identity of the score is the same: answers of
+    other weights, data or settings are never mixed in.
 
     - `images`: `drop` asks without the image (the blind model).
     - `limit`: ask only that many questions, taken from the skills in turn.
@@ -48,7 +48,7 @@ def evaluate(
 
     Raises `FileNotFoundError` or `ValueError` for a folder that is no checkpoint or no suite.
     """
-    out = Path(out)
+    out = Path(out) / SKILLS
     items = read_items(data, limit)
     answerer = CheckpointAnswerer.load(model, images, max_new_tokens, device, dtype)
     answerer.check(items)
@@ -77,13 +77,15 @@ def _ask(
     seconds = time.perf_counter() - start
     card = Card(
         model=model,
-        accuracy=count(answers),
+        primary=ACCURACY,
+        metrics=count(answers, [ACCURACY]),
+        means=[ACCURACY],
         identity=identity,
         seconds=round(seconds, 3),
         questions_per_second=round((len(answers) - before) / seconds, 2),
     )
     (out / CARD).unlink(missing_ok=True)  # never a card beside answers that are not its own
-    part.replace(out / ANSWERS)
+    write_answers(out, answers)
     card.save(out)
     for stale in out.glob("answers.*.part.jsonl"):
         stale.unlink()
@@ -133,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a suite.")
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--data", required=True, help="suite folder, or its test.jsonl")
-    parser.add_argument("--out", required=True, help="folder for answers.jsonl and card.json")
+    parser.add_argument("--out", required=True, help="folder for the scores")
     parser.add_argument("--images", choices=["keep", "drop"], default="keep")
     parser.add_argument("--limit", type=int, help="ask only that many questions")
     parser.add_argument("--batch-size", type=int, default=16)

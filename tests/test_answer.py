@@ -10,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.answer import CheckpointAnswerer, answer_items, read_answers
+from eval.answer import (
+    ITEMS,
+    Answer,
+    CheckpointAnswerer,
+    answer_items,
+    read_answers,
+    write_answers,
+)
 from eval.items import Item, read_items
 from eval.score import accuracy_by_skill
 from tests.suites import write_suite
@@ -40,11 +47,11 @@ def items(tmp_path_factory) -> list[Item]:
 
 def test_an_oracle_is_always_right_and_a_constant_as_often_as_counted(items, tmp_path):
     answers = answer_items(items, Fake(lambda item: f" {item.answer.upper()}\n"), tmp_path / "a", 5)
-    assert all(answer.correct for answer in answers)
+    assert all(answer.scores == {"accuracy": 1.0} for answer in answers)
     assert [answer.id for answer in answers] == [item.id for item in items]
     answers = answer_items(items, Fake(lambda item: "lamp"), tmp_path / "b", 5)
     # by hand: lamp, tree, door, lamp are the answers of the skill `text`, and of no other
-    score = accuracy_by_skill([a.skill for a in answers], [float(a.correct) for a in answers])
+    score = accuracy_by_skill([a.part for a in answers], [a.scores["accuracy"] for a in answers])
     assert {key: estimate.mean for key, estimate in score.items()} == {
         "total": pytest.approx(2 / 12),
         "text": 0.5,
@@ -66,9 +73,22 @@ def test_batches_hold_prompts_of_like_length_the_longest_first(items, tmp_path):
     assert seen == [(5, 12), (10, 12), (12, 12)]
 
 
+def lines_of(path: Path) -> list[Answer]:
+    return [Answer(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
 def test_the_file_holds_what_is_returned(items, tmp_path):
     answers = answer_items(items, Fake(lambda item: "lamp"), tmp_path / "a", 5)
-    assert sorted(read_answers(tmp_path / "a"), key=str) == sorted(answers, key=str)
+    assert sorted(lines_of(tmp_path / "a"), key=str) == sorted(answers, key=str)
+
+
+def test_equal_answers_are_equal_files(items, tmp_path):
+    answers = answer_items(items, Fake(lambda item: "straße\u2028"), tmp_path / "a", 5)
+    write_answers(tmp_path, answers)
+    first = (tmp_path / ITEMS).read_bytes()
+    write_answers(tmp_path, answers)
+    assert (tmp_path / ITEMS).read_bytes() == first
+    assert read_answers(tmp_path) == answers
 
 
 def test_an_interrupted_run_continues(items, tmp_path):
@@ -76,7 +96,7 @@ def test_an_interrupted_run_continues(items, tmp_path):
     whole = answer_items(items, Fake(lambda item: item.answer), tmp_path / "whole", 5)
     with pytest.raises(KeyboardInterrupt):
         answer_items(items, Fake(lambda item: item.answer, fail_after=1), path, 5)
-    assert len(read_answers(path)) == 5
+    assert len(lines_of(path)) == 5
     second = Fake(lambda item: item.answer)
     assert answer_items(items, second, path, 5) == whole
     assert [len(batch) for batch in second.batches] == [5, 2]
@@ -93,7 +113,7 @@ def test_a_line_torn_by_a_kill_is_answered_again_in_the_same_batch(items, tmp_pa
     again = Fake(lambda item: item.answer)
     assert answer_items(items, again, path, 5) == whole
     assert again.batches == first.batches[-1:]
-    assert len(read_answers(path)) == 12
+    assert len(lines_of(path)) == 12
 
 
 def test_answers_to_other_questions_are_not_mixed_in(items, tmp_path):
@@ -107,7 +127,7 @@ def test_bad_calls_and_bad_files_are_named(items, tmp_path):
         answer_items(items, Fake(lambda item: "x"), tmp_path / "a", 0)
     (tmp_path / "b").write_text('{"id": 1}\n')
     with pytest.raises(ValueError, match=r"b:1: not an answer"):
-        read_answers(tmp_path / "b")
+        answer_items(items, Fake(lambda item: "x"), tmp_path / "b", 5)
 
 
 @pytest.fixture(scope="module")
@@ -195,18 +215,3 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
     nan = copy_with(tiny_folder, tmp_path / "nan", lambda w: w[name].view(-1)[3].fill_(torch.nan))
     with pytest.raises(ValueError, match=f"`{name}` has a value that is not a finite number"):
         CheckpointAnswerer.load(nan)
-
-
-def test_lines_are_readable_json(items, tmp_path):
-    answer_items(items[:1], Fake(lambda item: "straße"), tmp_path / "a", 5)
-    line = (tmp_path / "a").read_text(encoding="utf-8")
-    assert "straße" in line
-    assert set(json.loads(line)) == {
-        "id",
-        "skill",
-        "kind",
-        "question",
-        "answer",
-        "prediction",
-        "correct",
-    }

@@ -35,7 +35,11 @@ def test_says_what_produced_the_score(tiny_folder, suite, answerer):
     weights = (tiny_folder / "model.safetensors").read_bytes()
     assert identity.weights_sha256 == hashlib.sha256(weights).hexdigest()
     assert identity.model_type == "eagle_moe"
-    assert (identity.task.name, identity.task.version, identity.task.seed) == ("skills", 3, 5)
+    assert (identity.task.name, identity.task.version, identity.task.seed) == (
+        "eagle_skills",
+        "3",
+        5,
+    )
     assert (identity.task.split, identity.task.images) == ("test", "keep")
     assert (identity.batch_size, identity.dtype, identity.device) == (4, "float32", "cpu")
     assert identity.decoding["max_new_tokens"] == 16

@@ -7,7 +7,6 @@ import html
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eval.answer import Answer
-from eval.card import ANSWERS, Card, count
+from eval.answer import Answer, read_answers, write_answers
+from eval.card import ACCURACY, Card, count
+from eval.card import SKILLS as TASK
 from eval.items import Item, hash_items, read_items
 from eval.page import show_seconds
 from eval.report import (
@@ -56,15 +56,21 @@ def write_score(folder: Path, items: list[Item], right: dict[str, int], images: 
     for item in items:
         prediction = item.answer if seen[item.skill] < right[item.skill] else "<b>no</b> $x$"
         seen[item.skill] += 1
-        fields = {name: getattr(item, name) for name in ("id", "skill", "kind", "question")}
-        correct = is_correct(prediction, item.answer)
-        answers.append(Answer(**fields, answer=item.answer, prediction=prediction, correct=correct))
+        answer = Answer(
+            id=item.id,
+            part=item.skill,
+            question=item.question,
+            target=item.answer,
+            prediction=prediction,
+            scores={ACCURACY: float(is_correct(prediction, item.answer))},
+            fields={"kind": item.kind},
+        )
+        answers.append(answer)
     task = make_identity().task.dump() | {"images": images, "data_sha256": hash_items(items)}
-    folder.mkdir(parents=True)
-    lines = "".join(json.dumps(asdict(answer)) + "\n" for answer in answers)
-    (folder / ANSWERS).write_text(lines)
+    (folder / TASK).mkdir(parents=True)
+    write_answers(folder / TASK, answers)
     versions = {"python": "3.11", "torch": "2.15"}
-    make_card(answers, identity=make_identity(task=task, versions=versions)).save(folder)
+    make_card(answers, identity=make_identity(task=task, versions=versions)).save(folder / TASK)
     return folder
 
 
@@ -209,7 +215,7 @@ def test_the_table_in_the_terminal_fits_80_columns(results):
 
 
 def spoil(parts: dict, name: str, change: Callable[[dict], None]) -> None:
-    path = parts["scores"][name] / "card.json"
+    path = parts["scores"][name] / TASK / "card.json"
     card = json.loads(path.read_text())
     change(card)
     path.write_text(json.dumps(card))
@@ -236,7 +242,7 @@ def test_a_total_that_does_not_follow_is_refused(results):
     score = fields["accuracy"]["mixture"]["total"]
     wrong = {**fields["accuracy"]["mixture"], "total": score.model_copy(update={"mean": 0.8})}
     fields["accuracy"] = {**fields["accuracy"], "mixture": wrong}
-    with pytest.raises(ValueError, match="does not follow from the skills"):
+    with pytest.raises(ValueError, match="does not follow from the parts"):
         DemoResults(**fields)
 
 
@@ -279,10 +285,9 @@ def test_times_are_readable(seconds, shown):
 
 
 def test_the_cards_are_recounted(parts):
-    lines = (parts["scores"]["mixture"] / ANSWERS).read_text().splitlines()
-    assert count([Answer(**json.loads(line)) for line in lines]) == (
-        Card.load(parts["scores"]["mixture"]).accuracy
-    )
-    (parts["scores"]["mixture"] / ANSWERS).write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(ValueError, match="but the answers beside it give"):
+    folder = parts["scores"]["mixture"] / TASK
+    answers = read_answers(folder)
+    assert count(answers, [ACCURACY]) == Card.load(folder).metrics
+    write_answers(folder, answers[1:])
+    with pytest.raises(ValueError, match="but the items beside it give"):
         gather(**parts)

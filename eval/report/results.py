@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from eagle_moe.schema import Schema, nearest
 from eval.answer import Answer, read_answers
-from eval.card import ANSWERS, Card, check_total
+from eval.card import ACCURACY, SKILLS, Card, check_total
 from eval.identity import describe_machine
 from eval.items import read_items, training_answers
 from eval.score import TOTAL, Estimate, accuracy_by_skill, chance_of, paired_difference
@@ -143,9 +143,9 @@ def gather(
     Raises `FileNotFoundError` or `ValueError`, naming the file, for what is missing, was counted
     wrongly, or was not measured on the same questions.
     """
-    cards = {name: Card.load(folder) for name, folder in scores.items()}
+    cards = {name: Card.load(Path(folder) / SKILLS) for name, folder in scores.items()}
     _check_same_task(cards, scores)
-    answers = {name: read_answers(Path(folder) / ANSWERS) for name, folder in scores.items()}
+    answers = {name: read_answers(Path(folder) / SKILLS) for name, folder in scores.items()}
     accuracy = {name: card.accuracy for name, card in cards.items()}
     accuracy["chance"] = _chance(answers["mixture"], data)
     fields = {
@@ -187,19 +187,19 @@ def choose_samples(
     said = {name: {one.id: one for one in given} for name, given in answers.items()}
     shown = [one for one in answers["mixture"] if images.get(one.id) is not None]
     chosen: list[Answer] = []
-    for skill in dict.fromkeys(one.skill for one in shown):
-        right = [one for one in shown if one.skill == skill and one.correct]
-        wrong = [one for one in shown if one.skill == skill and not one.correct]
+    for skill in dict.fromkeys(one.part for one in shown):
+        right = [one for one in shown if one.part == skill and _right(one)]
+        wrong = [one for one in shown if one.part == skill and not _right(one)]
         kept_wrong = wrong[: max(1, per_skill - len(right))]
         chosen += right[: per_skill - len(kept_wrong)] + kept_wrong
     return [
         Sample(
             image=images[one.id],
-            skill=one.skill,
+            skill=one.part,
             question=one.question,
-            answer=one.answer,
+            answer=one.target,
             predictions={name: given[one.id].prediction for name, given in said.items()},
-            right={name: given[one.id].correct for name, given in said.items()},
+            right={name: _right(given[one.id]) for name, given in said.items()},
         )
         for one in chosen
     ]
@@ -240,13 +240,17 @@ def _check_same_task(cards: Mapping[str, Card], scores: Mapping[str, str | Path]
 
 def _chance(asked: Sequence[Answer], data: str | Path) -> dict[str, Estimate]:
     known = training_answers(data)
-    values = [chance_of(one.answer, one.kind, known) for one in asked]
-    return accuracy_by_skill([one.skill for one in asked], values)
+    values = [chance_of(one.target, one.fields["kind"], known) for one in asked]
+    return accuracy_by_skill([one.part for one in asked], values)
+
+
+def _right(answer: Answer) -> bool:
+    return answer.scores[ACCURACY] == 1
 
 
 def _lead(answers: Mapping[str, Sequence[Answer]], reference: str) -> dict[str, Estimate]:
     right = {
-        name: {one.id: one.correct for one in answers[name]} for name in ("mixture", reference)
+        name: {one.id: _right(one) for one in answers[name]} for name in ("mixture", reference)
     }
-    skill_of = {one.id: one.skill for one in answers["mixture"]}
+    skill_of = {one.id: one.part for one in answers["mixture"]}
     return paired_difference(right["mixture"], right[reference], skill_of)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer import read_answers
-from eval.card import ANSWERS
+from eval.card import ACCURACY, SKILLS
 from eval.items import hash_items, read_items
 from train.jobs import Job
 from train.recipe import Recipe
@@ -74,8 +74,8 @@ class Plan:
     def items(self) -> dict[str, list[float]]:
         """Task -> 1 or 0 for every question, once the score is there."""
         items: dict[str, list[float]] = {}
-        for answer in read_answers(self.score.directory / ANSWERS):
-            items.setdefault(answer.skill, []).append(float(answer.correct))
+        for answer in read_answers(self.score.directory / SKILLS):
+            items.setdefault(answer.part, []).append(answer.scores[ACCURACY])
         return items
 
     def cost(self) -> Cost:

@@ -1,10 +1,17 @@
-"""The search of the Eagle paper, as decisions of ours: arXiv 2408.15998, Fig. 4 (scores, parameters
-in M, GFLOPs, images/s), with its plain rule. Names: the paper's X2 is CLIP with ConvNeXt."""
+"""The search of the Eagle paper (arXiv 2408.15998, Fig. 4), walked again by its own rule.
+
+Names are ours; the paper's X2 is CLIP with ConvNeXt.
+"""
 
 from __future__ import annotations
 
-from train.search.rounds import Candidate, Choice, Interval, Round
-from train.search.trial import Cost, Members
+from collections.abc import Sequence
+
+from train.search.pool import Pool
+from train.search.rounds import Choice
+from train.search.rules import Plain
+from train.search.strategies import Greedy, search
+from train.search.trial import Cost, Result, Trial
 
 POOL = ("clip", "convnext", "sam", "dinov2", "pix2struct", "eva02")
 BASE = POOL[:2]
@@ -21,34 +28,17 @@ FIG_4: dict[str, tuple[float, float, float, float]] = {
     "sam pix2struct eva02": (697.1, 2283, 6617, 3.8),
     "sam dinov2 pix2struct eva02": (686.8, 2588, 6930, 3.6),
 }
-ORDER = ("eva02", "pix2struct", "sam", None)
-"""What each round added."""
+"""What is added to the base -> average of 11 benchmarks, parameters in M, GFLOPs, images/s."""
 
 
-def candidate(members: Members, before: Members | None) -> Candidate:
-    score, millions, gflops, speed = FIG_4[" ".join(members[2:])]
-    changed = next((name for name in members if before and name not in before), None)
-    gain = None
-    if before is not None:
-        gain = Interval(score - FIG_4[" ".join(before[2:])][0])
-    cost = Cost(1e6 * millions, 1e9 * gflops, speed)
-    return Candidate(members, changed, Interval(score), gain, None, (0,), cost=cost)
+def published(trials: Sequence[Trial]) -> list[Result]:
+    """Trials as the paper ran them."""
+    results = []
+    for trial in trials:
+        score, millions, gflops, speed = FIG_4[" ".join(trial.members[2:])]
+        results.append(Result(trial, score, cost=Cost(1e6 * millions, 1e9 * gflops, speed)))
+    return results
 
 
 def paper_choice() -> Choice:
-    rounds, incumbent = [], BASE
-    for number, winner in enumerate(ORDER, start=1):
-        others = [name for name in POOL if name not in incumbent]
-        tried = [tuple(n for n in POOL if n in {*incumbent, name}) for name in others]
-        chosen = tuple(n for n in POOL if n in {*incumbent, winner}) if winner else None
-        rounds.append(
-            Round(
-                number,
-                candidate(incumbent, None),
-                tuple(candidate(members, incumbent) for members in tried),
-                chosen,
-                f"{winner} has the highest score." if winner else "Nothing scores higher: stop.",
-            )
-        )
-        incumbent = chosen or incumbent
-    return Choice(incumbent, tuple(rounds), "greedy", "plain")
+    return search(Pool(POOL, BASE), Greedy(), Plain(), published)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from train.search.report import evidence, origin
 from train.search.report.blocks import Block, Document, Section, Terms, Text, Tiles
 from train.search.report.facts import SearchFacts
-from train.search.report.mixtures import Scale, scored_mixtures
+from train.search.report.mixtures import Scale, is_look_back, scored_mixtures
 from train.search.rounds import Candidate, Choice
 
 TERMS = (
@@ -13,7 +13,7 @@ TERMS = (
         "Score",
         "The mean over tasks of the mean over their items, so that every task counts once. Its "
         "interval says how much other items, and other seeds where there are several, would move "
-        "it.",
+        "it. The sentences of the rounds have scores as the search computes them, where 1 is all.",
     ),
     (
         "Gain and verdict",
@@ -84,7 +84,8 @@ def _start(choice: Choice) -> Candidate | None:
 
 
 def _tiles(choice: Choice, facts: SearchFacts) -> tuple[tuple[str, str], ...]:
-    tiles = [(str(len(choice.rounds)), "rounds"), (str(len(facts.last_rows)), "trials")]
+    rounds = [each for each in choice.rounds if not is_look_back(choice, each)]
+    tiles = [(str(len(rounds)), "rounds"), (str(len(facts.last_rows)), "trials")]
     tiles.insert(0, (f"{len(choice.chosen)} of {len(facts.pool)}", "experts kept"))
     if facts.reuse is not None:
         tiles.append((f"{facts.reuse.steps:,}", "training steps"))

@@ -16,13 +16,14 @@ from train.search.report.mixtures import (
     Scale,
     all_candidates,
     change_title,
+    is_look_back,
     pareto_front,
     ranked_mixtures,
     scored_mixtures,
     short_title,
-    title_of,
 )
 from train.search.rounds import Candidate, Choice, Round
+from train.search.rules import named
 from train.search.trial import Cost
 
 PANEL = (4.2, 3.0)
@@ -51,14 +52,14 @@ def rounds(choice: Choice, scale: Scale) -> list[Section]:
         opening = [_legend(choice), Pictures((picture,))]
     return [
         Section("rounds", "Rounds", opening),
-        *(_round(each, scale) for each in choice.rounds),
+        *(_round(each, scale, is_look_back(choice, each)) for each in choice.rounds),
     ]
 
 
 def _rounds_picture(choice: Choice, scale: Scale) -> Picture | None:
     if not scored_mixtures(choice):
         return None
-    if any(each.changed for each in all_candidates(choice)):
+    if all(each.changed for each in choice.rounds[0].candidates if choice.rounds[0].incumbent):
         draw = partial(figures.draw_rounds, choice=choice, scale=scale)
         size = figures.rounds_size(choice)
     else:
@@ -68,10 +69,10 @@ def _rounds_picture(choice: Choice, scale: Scale) -> Picture | None:
     spoken = "; ".join(
         f"round {each.number}: "
         + ", ".join(
-            f"{title_of(c.members)} {scale.whole(c.score) if c.score else c.verdict or 'no score'}"
+            f"{named(c.members)} {scale.whole(c.score) if c.score else c.verdict or 'no score'}"
             for c in each.candidates
         )
-        + f"; {'kept ' + title_of(each.chosen) if each.chosen else 'stopped'}"
+        + f"; {'kept ' + named(each.chosen) if each.chosen else 'stopped'}"
         for each in choice.rounds
     )
     return Picture("rounds", f"Scores by round. {spoken}.", draw, size)
@@ -85,24 +86,30 @@ def _legend(choice: Choice) -> Text:
         if noise
         else "Nothing is known of the noise in these scores, so there are no intervals."
     )
-    return Text(f"A filled dot is what a round kept. {lines}", faint=True)
+    kept = "A filled dot is what a round went on with; the one with a circle is what is kept."
+    return Text(f"{kept} {lines}", faint=True)
 
 
-def _round(decided: Round, scale: Scale) -> Section:
+def _round(decided: Round, scale: Scale, back: bool) -> Section:
     blocks: list[Block] = [Text(decided.reason)]
     if (hinges := _hinges(decided)) is not None:
         blocks.append(Text(hinges))
     ranked = sorted(decided.candidates, key=lambda c: -c.score.mean if c.score else 1e9)
-    rows = [_candidate_row(each, decided, scale) for each in ranked]
-    if decided.incumbent is not None:
-        rows.insert(0, _candidate_row(decided.incumbent, decided, scale))
+    rows = []
+    if (start := decided.incumbent) is not None:
+        said = "ended at" if back else "started from"
+        rows = [_candidate_row(start, decided, scale, named(start.members), said)]
+    for each in ranked:
+        title = named(each.members) if back else change_title(each, start)
+        rows.append(_candidate_row(each, decided, scale, title, _verdict(each, scale)))
     numbers = (scale.heading("score"), "95 %", scale.heading("gain"), "95 %", "verdict", "seeds")
     headings = ("mixture", *numbers, "parameters", "FLOP/image")
     blocks.append(_without_empty(Table(headings, tuple(rows))))
     if decided.proxies:
         blocks.append(_proxies(decided))
-    kept = f"keeps {title_of(decided.chosen)}" if decided.chosen else "stops the search"
-    return Section(f"round-{decided.number}", f"Round {decided.number} {kept}", blocks, level=3)
+    title = "Looking back" if back else f"Round {decided.number}"
+    kept = f"keeps {named(decided.chosen)}" if decided.chosen else "stops the search"
+    return Section(f"round-{decided.number}", f"{title} {kept}", blocks, level=3)
 
 
 def _hinges(decided: Round) -> str | None:
@@ -116,23 +123,27 @@ def _hinges(decided: Round) -> str | None:
     return None
 
 
-def _candidate_row(candidate: Candidate, decided: Round, scale: Scale) -> Row:
-    incumbent = candidate is decided.incumbent
-    verdict = candidate.verdict or NONE
-    if candidate.verdict == "dropped" and candidate.proxy is not None:
-        verdict = f"dropped at {scale.score(candidate.proxy)}"
+def _candidate_row(
+    candidate: Candidate, decided: Round, scale: Scale, title: str, verdict: str
+) -> Row:
     cells = (
-        title_of(candidate.members) if incumbent else change_title(candidate, decided.incumbent),
+        title,
         scale.score(candidate.score.mean if candidate.score else None),
         scale.ends(candidate.score, scale.score),
         scale.gain(candidate.gain.mean if candidate.gain else None),
         scale.ends(candidate.gain, scale.gain),
-        "started from" if incumbent else verdict,
+        verdict,
         ", ".join(map(str, candidate.seeds)) or NONE,
         _large(candidate.cost.parameters),
         _large(candidate.cost.flops),
     )
     return Row(cells, strong=candidate.members == decided.chosen)
+
+
+def _verdict(candidate: Candidate, scale: Scale) -> str:
+    if candidate.verdict == "dropped" and candidate.proxy is not None:
+        return f"dropped at {scale.score(candidate.proxy)}"
+    return candidate.verdict or NONE
 
 
 def _without_empty(table: Table) -> Table:
@@ -265,11 +276,11 @@ def failures(choice: Choice, facts: SearchFacts) -> list[Section]:
     errors: dict[str, str] = {}
     for candidate in all_candidates(choice):
         if candidate.error:
-            errors[title_of(candidate.members)] = candidate.error
+            errors[named(candidate.members)] = candidate.error
     for row in facts.last_rows:
         if row["status"] == "failed":
             said = "\n".join(filter(None, (row.get("error"), row.get("log"))))
-            errors.setdefault(title_of(row["members"]), said)
+            errors.setdefault(named(row["members"]), said)
     if not errors:
         return []
     text = "They were left out, and the search went on. A finished trial is never run again."

@@ -59,7 +59,7 @@ class SearchFacts:
       version, "search": hash}`.
     - `versions`: library -> version (`eval.identity.library_versions`); `machine`: hardware in one
       line, or one per node.
-    - `notes`: sentences to show under the costs, such as what was decided about feature caches.
+    - `notes`: sentences with what was measured, such as why there is a feature cache or none.
     """
 
     title: str

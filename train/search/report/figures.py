@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.page import FAINT, INK, RULE, show_large
-from train.search.report.mixtures import Scale, change_title, pareto_front, short_title
+from train.search.report.mixtures import (
+    Scale,
+    change_title,
+    is_look_back,
+    pareto_front,
+    short_title,
+)
 from train.search.rounds import Candidate, Choice, Interval
 from train.search.trial import Cost, Members
 
@@ -48,9 +54,12 @@ def draw_rounds(axes: Axes, choice: Choice, scale: Scale) -> None:
     path = [place for place in places if place.chosen]
     xs, ys = [p.x for p in path], [_mean(p.candidate, scale) for p in path]
     axes.plot(xs, ys, color=PATH, linewidth=2, alpha=0.35, zorder=1, solid_capstyle="round")
-    if path and path[-1].x < places[-1].x:  # what was kept when later rounds found nothing
-        ends = [path[-1].x, max(place.x for place in places)]
-        axes.plot(ends, ys[-1:] * 2, color=PATH, linewidth=1.2, alpha=0.5, linestyle=":", zorder=1)
+    for place in path:
+        if place.candidate.members == choice.chosen:  # up to the end
+            x, y = place.x, _mean(place.candidate, scale)
+            axes.plot(x, y, "o", color=PATH, markersize=13, markerfacecolor="none", alpha=0.6)
+            ends = [x, max(one.x for one in places)]
+            axes.plot(ends, [y, y], color=PATH, linewidth=1.2, alpha=0.5, linestyle=":", zorder=1)
     for place in places:
         _draw_candidate(axes, place, scale)
     _leave_room(axes, [place.candidate for place in places], scale)
@@ -158,6 +167,8 @@ def _places(choice: Choice) -> tuple[list[Place], dict[str, float], list[float]]
         edges.append(x + 1)
         x += 2
     for each in choice.rounds:
+        if is_look_back(choice, each):
+            continue
         start = x
         for candidate in sorted(each.candidates, key=_rank):
             chosen = candidate.members == each.chosen

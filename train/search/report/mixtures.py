@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from train.search.rounds import Candidate, Choice, Interval
+from train.search.rounds import Candidate, Choice, Interval, Round
+from train.search.rules import named
 from train.search.trial import Cost, Members
 
 MINUS = "\N{MINUS SIGN}"
@@ -13,22 +14,17 @@ NONE = "\N{EN DASH}"
 """In a cell that has nothing to show."""
 
 
-def title_of(members: Members) -> str:
-    """A mixture in one word: `clip+sam`."""
-    return "+".join(members)
-
-
 def short_title(members: Members, base: Members) -> str:
     """A mixture by what it has beside the base: `+sam`; the base itself by its whole name."""
     if not base or not set(base) < set(members):
-        return title_of(members)
-    return f"+{title_of(tuple(name for name in members if name not in base))}"
+        return named(members)
+    return f"+{named(tuple(name for name in members if name not in base))}"
 
 
 def change_title(candidate: Candidate, incumbent: Candidate | None) -> str:
     """A mixture by what it changes in the one it is compared with: `+sam`."""
     if candidate.changed is None or incumbent is None:
-        return title_of(candidate.members)
+        return named(candidate.members)
     fewer = len(candidate.members) < len(incumbent.members)
     return f"{MINUS if fewer else '+'}{candidate.changed}"
 
@@ -79,6 +75,13 @@ def all_candidates(choice: Choice) -> list[Candidate]:
         for candidate in (each.incumbent, *each.candidates)
         if candidate is not None
     ]
+
+
+def is_look_back(choice: Choice, decided: Round) -> bool:
+    """Whether a round tried nothing, but chose among the mixtures that earlier rounds stood at."""
+    before = choice.rounds[: choice.rounds.index(decided)]
+    stood = {each.incumbent.members for each in before if each.incumbent is not None}
+    return bool(stood) and all(each.members in stood for each in decided.candidates)
 
 
 def scored_mixtures(choice: Choice) -> list[Candidate]:

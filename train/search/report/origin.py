@@ -10,8 +10,9 @@ from eval.page import show_seconds
 from train.search.report.blocks import Block, Code, Row, Section, Table, Text
 from train.search.report.evidence import SPEED, price_blocks
 from train.search.report.facts import Clock, Reuse, SearchFacts
-from train.search.report.mixtures import NONE, Scale, title_of
+from train.search.report.mixtures import NONE, Scale
 from train.search.rounds import Choice
+from train.search.rules import named
 
 KEY = 16
 """Characters of a trial's key that are shown."""
@@ -19,11 +20,10 @@ KEY = 16
 
 def spent(facts: SearchFacts) -> list[Section]:
     """Training that was done, against that of a search which shares nothing."""
-    blocks: list[Block] = []
-    if facts.reuse is not None:
-        blocks += [Text(_reuse_sentence(facts.reuse)), _reuse_table(facts.reuse)]
-    blocks += [Text(note) for note in facts.notes]
-    return [Section("spent", "What it cost", blocks)] if blocks else []
+    if facts.reuse is None:
+        return []
+    blocks: list[Block] = [Text(_reuse_sentence(facts.reuse)), _reuse_table(facts.reuse)]
+    return [Section("spent", "What it cost", blocks)]
 
 
 def _reuse_sentence(reuse: Reuse) -> str:
@@ -67,7 +67,7 @@ def _ledger_table(facts: SearchFacts) -> Table:
     rows = tuple(
         Row(
             (
-                title_of(row["members"]),
+                named(row["members"]),
                 str(row.get("seed", NONE)),
                 f"{100 * row.get('budget', 1):.3g} %",
                 row["status"],
@@ -88,6 +88,7 @@ def by_the_clock(choice: Choice, facts: SearchFacts, scale: Scale) -> list[Secti
     seconds = _seconds_table(facts.clock, facts.ledger)
     if seconds.rows:
         blocks.append(seconds)
+    blocks += [Text(note) for note in facts.notes]
     if speed := price_blocks(choice, facts, scale, (SPEED,)):
         text = (
             "Images per second through experts, fusion and connector, measured once per mixture on "
@@ -97,10 +98,7 @@ def by_the_clock(choice: Choice, facts: SearchFacts, scale: Scale) -> list[Secti
     if not blocks:
         return []
     opening = Text("Another run of the same search may differ here, and nowhere else.", faint=True)
-    return [Section("clock", CLOCK, [opening, *blocks])]
-
-
-CLOCK = "By the clock"
+    return [Section("clock", "By the clock", [opening, *blocks])]
 
 
 def _seconds_table(clock: Clock, ledger: tuple[Mapping[str, object], ...]) -> Table:

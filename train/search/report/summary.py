@@ -2,8 +2,8 @@
 
     chosen, rounds, strategy, rule      the decisions (`train.search.rounds.Choice`)
     cost                                steps and pre-alignments, done and saved (`facts.Reuse`)
-    title, pool, base, finished, settings, fingerprints, versions, machine, notes
-    clock                               seconds, and images/s per mixture
+    title, pool, base, finished, settings, fingerprints, versions, machine
+    clock                               seconds, notes, and images/s per mixture
 
 All that the clock decides is under `clock`: the rest is equal in two like searches on one machine.
 """
@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from train.search.ledger import LEDGER, Ledger
 from train.search.report.facts import SearchFacts
-from train.search.report.mixtures import title_of
 from train.search.rounds import Choice
+from train.search.rules import named
 
 SUMMARY = "summary.json"
-LEDGER = "ledger.jsonl"
 SPEEDS = "images_per_second"
 DECISIONS = ("chosen", "rounds", "strategy", "rule")
 
@@ -30,12 +30,13 @@ DECISIONS = ("chosen", "rounds", "strategy", "rule")
 def summarise(choice: Choice, facts: SearchFacts) -> dict[str, Any]:
     """The content of `summary.json`."""
     decisions, about = choice.dump(), facts.dump()
-    clock, reuse = about.pop("clock"), about.pop("reuse")
+    clock = {**about.pop("clock"), "notes": about.pop("notes")}
+    reuse = about.pop("reuse")
     speeds: dict[str, float] = {}
     for candidate in _candidates(decisions):
         speed = candidate["cost"].pop(SPEEDS)
         if speed is not None:
-            speeds[title_of(candidate["members"])] = speed
+            speeds[named(candidate["members"])] = speed
     ends = {"clock": {**clock, SPEEDS: dict(sorted(speeds.items()))}}
     return {**decisions, "cost": reuse, **about, **ends}
 
@@ -52,12 +53,13 @@ def read_summary(out: str | Path) -> tuple[Choice, SearchFacts]:
         data = json.loads(path.read_text(encoding="utf-8"))
         decisions = {key: data.pop(key) for key in DECISIONS}
         clock = data.pop("clock")
-        speeds = clock.pop(SPEEDS)
+        speeds, notes = clock.pop(SPEEDS), clock.pop("notes")
         for candidate in _candidates(decisions):
-            candidate["cost"][SPEEDS] = speeds.get(title_of(candidate["members"]))
-        fields = {**data, "reuse": data.pop("cost"), "clock": clock, "ledger": _ledger(Path(out))}
+            candidate["cost"][SPEEDS] = speeds.get(named(candidate["members"]))
+        ledger = Ledger(Path(out, LEDGER)).rows
+        told = {"reuse": data.pop("cost"), "clock": clock, "notes": notes, "ledger": ledger}
         choice = TypeAdapter(Choice).validate_python(decisions)
-        facts = TypeAdapter(SearchFacts).validate_python(fields)
+        facts = TypeAdapter(SearchFacts).validate_python({**data, **told})
     except (json.JSONDecodeError, ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not what a search writes: {error!r}.") from None
     return choice, facts
@@ -66,11 +68,3 @@ def read_summary(out: str | Path) -> tuple[Choice, SearchFacts]:
 def _candidates(decisions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for each in decisions["rounds"]:
         yield from filter(None, (each["incumbent"], *each["candidates"]))
-
-
-def _ledger(out: Path) -> list[dict[str, Any]]:
-    """Rows of the ledger; a torn last line is no row."""
-    path = out / LEDGER
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    whole, _, _ = text.rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]

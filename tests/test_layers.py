@@ -25,7 +25,8 @@ LAYERS = [
     {"model", "image_processor"},
     {"processor", "profile"},
     {"build"},
-    {"interop", "chat", "doctor"},
+    {"interop", "chat", "doctor", "answer"},
+    {"integrations"},
     {""},
     {"cli"},
 ]
@@ -48,6 +49,9 @@ LIGHT = {
     "yaml",
 }
 """What `eagle_moe` may import when it is imported. Every other library waits until it is used."""
+
+HOSTED = "eagle_moe.integrations."
+"""A file in there is imported by the program that it is for, and by nobody else of `eagle_moe`."""
 
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
@@ -98,9 +102,13 @@ def slips(module: str, source: str) -> list[str]:
                 found.append(f"{where}: {package} lies below {library}")
             elif library == package == "eagle_moe":
                 part = part_of(name)
+                if name.startswith(HOSTED) and not module.startswith(HOSTED):
+                    found.append(f"{where}: for its own program alone")
                 if part != own and level[part] >= level[own]:
                     found.append(f"{where}: not below `{own}`")
-        elif package == "eagle_moe" and at_load and library not in LIGHT | sys.stdlib_module_names:
+        elif module.startswith(HOSTED) or package != "eagle_moe" or not at_load:
+            continue
+        elif library not in LIGHT | sys.stdlib_module_names:
             found.append(f"{where}: import it where it is used")
     return found
 
@@ -152,6 +160,8 @@ def test_no_file_has_a_vague_name():
         ("eagle_moe.experts.sam", "from eagle_moe import model", "not below `experts`"),
         ("eagle_moe.config", "from eagle_moe import EagleMixConfig", "not below `config`"),
         ("eagle_moe.experts.sam", "import timm", "where it is used"),
+        ("eagle_moe.integrations", "import lmms_eval", "where it is used"),
+        ("eagle_moe.cli", "from eagle_moe.integrations.lmms_eval import A", "its own program"),
         ("eagle_moe.model", "try:\n    import flash_attn\nexcept E: pass", "where it is used"),
         ("eagle_moe.model", "class A:\n    from peft import LoraConfig", "where it is used"),
     ],
@@ -167,6 +177,7 @@ def test_the_checker_sees_a_slip(module, source, slip):
         ("train.run", "from eval import run\nimport eagle_moe\nimport ray"),
         ("eagle_moe.experts.sam", "from eagle_moe.experts.base import VisionExpert"),
         ("eagle_moe.experts.sam", "def build():\n    import timm"),
+        ("eagle_moe.integrations.lmms_eval", "import lmms_eval\nfrom eagle_moe import answer"),
         ("eagle_moe.model", "if TYPE_CHECKING:\n    from peft import PeftModel"),
         ("eagle_moe", "from eagle_moe.model import EagleMixModel\nimport torch, json"),
         ("eagle_moe.cli", "import eagle_moe"),

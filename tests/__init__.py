@@ -1,0 +1,1 @@
+"""A package, so that no library that brings a `tests` of its own is imported in its place."""

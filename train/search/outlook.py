@@ -41,7 +41,7 @@ def _budgets(settings: SearchSettings) -> str:
     halving = settings.make_halving()
     if halving is None:
         return "no cheaper trials before"
-    shares = ", ".join(f"{share:.0%}" for share in halving.budgets)
+    shares = ", ".join(f"{100 * share:g} %" for share in halving.budgets)
     return f"before those, trials with {shares} of the steps"
 
 

@@ -107,7 +107,7 @@ class Driver:
             halving=settings.make_halving(),
             on_round=self._decided,
         )
-        self._keep(choice.chosen)
+        self._keep({choice.chosen}, choice.chosen)
         self.clock.note()
         written = write_report(choice, self._facts(finished=True), self.out)
         self._end(choice, written)
@@ -131,20 +131,22 @@ class Driver:
             so_far, tuple(self.rounds), settings.strategy["kind"], settings.rule["kind"]
         )
         write_report(choice, self._facts(finished=False), self.out)
-        self._keep(so_far)
+        # the search may go back to any that it stood at
+        stood = {one.incumbent.members for one in self.rounds if one.incumbent}
+        self._keep({so_far, *stood}, so_far)
 
-    def _keep(self, members: Members) -> None:
-        """Link the checkpoint of `members`, and remove those of other mixtures if asked to."""
+    def _keep(self, mixtures: set[Members], best: Members) -> None:
+        """Link the checkpoint of `best`, and remove those of mixtures not among these if asked."""
         kept: set[str] = set()
         for row in self.ledger.by_key.values():
-            if tuple(row["members"]) == members or row["status"] == "failed":
+            if tuple(row["members"]) in mixtures or row["status"] == "failed":
                 kept |= {stage["key"] for stage in row["stages"]}
         if self.inputs.settings.keep == "chosen":
             for row in self.ledger.by_key.values():
                 for stage in row["stages"]:
                     if not stage["expert"] and stage["key"] not in kept:
                         shutil.rmtree(self._folder(stage), ignore_errors=True)
-        own = [row for row in self.ledger.by_key.values() if tuple(row["members"]) == members]
+        own = [row for row in self.ledger.by_key.values() if tuple(row["members"]) == best]
         whole = [row for row in own if row["status"] == "done" and row["budget"] == 1]
         if whole:
             self._link(whole[0]["stages"][-1])

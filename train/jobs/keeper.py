@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -33,7 +34,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from train.jobs.directory import Lock
-from train.jobs.place import Ending
+from train.jobs.place import Ending, Progress
 from train.jobs.worker import MARK, Task, socket_name, work
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -161,6 +162,36 @@ def _signal_session(job: ForkProcess, number: signal.Signals) -> None:
     except ProcessLookupError:  # it is gone, or has not yet become the leader of a group
         with suppress(ProcessLookupError):
             os.kill(job.pid, number)
+
+
+class Kept:
+    """A keeper as its owner sees it, through its end of their connection."""
+
+    def __init__(self, channel: Connection, mark: str) -> None:
+        self.channel = channel
+        self.session: int | None = None
+        self.ending: Ending | None = None
+        self._mark = mark
+
+    def listen(self) -> Iterator[Progress]:
+        """What has come since the last call. Brings `ending` up to date."""
+        try:
+            while self.ending is None and self.channel.poll():
+                message = self.channel.recv()
+                if isinstance(message, Ending):
+                    self.ending = message
+                elif isinstance(message, int):
+                    self.session = message
+                else:
+                    yield message
+        except (EOFError, OSError):
+            end_marked(self._mark, self.session)
+            self.ending = Ending(None, "the process that keeps it was killed")
+
+    def order(self, order: int) -> None:
+        """A signal, or `BEAT`."""
+        with suppress(OSError):  # the keeper is gone, which `listen` will notice
+            self.channel.send(order)
 
 
 def end_marked(mark: str, session: int | None) -> None:

@@ -8,17 +8,13 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from multiprocessing import connection, forkserver
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-
-import joblib
 
 from train.jobs.directory import Lock
 from train.jobs.graph import Job
-from train.jobs.keeper import end_marked, keep, new_mark
+from train.jobs.keeper import Kept, keep, new_mark
 from train.jobs.place import Ending, Progress
 from train.jobs.worker import THREAD_VARIABLES, Task
 
@@ -48,7 +44,9 @@ class LocalPlace:
         gpus: int | None = None,
         preload: Sequence[str] = PRELOAD,
     ) -> None:
-        self.slots = slots or joblib.cpu_count()
+        from joblib import cpu_count  # slow to import, and keepers elsewhere do without
+
+        self.slots = slots or cpu_count()
         self._gpus = gpus
         self._preload = preload
         self._free = self.slots
@@ -118,7 +116,7 @@ class LocalPlace:
         self._taken.difference_update(attempt.task.devices or ())
 
     def wait(self, seconds: float) -> None:
-        channels = [each.channel for each in self._running if each.ending is None]
+        channels = [each.kept.channel for each in self._running if each.ending is None]
         if channels:
             connection.wait(channels, seconds)
         else:
@@ -136,39 +134,29 @@ class LocalAttempt:
 
     def __init__(self, task: Task, lock: Lock, closed: Callable[[LocalAttempt], None]) -> None:
         self.task = task
-        self.ending: Ending | None = None
         self.where = f"GPU {','.join(task.devices)}" if task.devices else ""
-        self._session: int | None = None
         self._closed = closed
-        self.channel: Connection
-        self.channel, keepers = multiprocessing.Pipe()
+        ours, keepers = multiprocessing.Pipe()
         self._process: ForkServerProcess = multiprocessing.get_context("forkserver").Process(
             target=keep, args=(task, keepers, lock), name=task.name
         )
         self._process.start()
         keepers.close()
+        self.kept = Kept(ours, task.mark)
+
+    @property
+    def ending(self) -> Ending | None:
+        return self.kept.ending
 
     def listen(self) -> Iterator[Progress]:
-        try:
-            while self.ending is None and self.channel.poll():
-                message = self.channel.recv()
-                if isinstance(message, Ending):
-                    self.ending = message
-                elif isinstance(message, int):
-                    self._session = message
-                else:
-                    yield message
-        except (EOFError, OSError):
-            end_marked(self.task.mark, self._session)
-            self.ending = Ending(None, "the process that keeps it was killed")
+        return self.kept.listen()
 
     def signal(self, number: signal.Signals) -> None:
-        with suppress(OSError):  # the keeper is gone, which `listen` will notice
-            self.channel.send(number)
+        self.kept.order(number)
 
     def close(self) -> None:
         self._process.join()
-        self.channel.close()
+        self.kept.channel.close()
         self._closed(self)
 
 

@@ -100,7 +100,7 @@ def _round(decided: Round, scale: Scale, back: bool) -> Section:
         said = "ended at" if back else "started from"
         rows = [_candidate_row(start, decided, scale, named(start.members), said)]
     for each in ranked:
-        title = named(each.members) if back else change_title(each, start)
+        title = named(each.members) if back else change_title(each.members, start)
         rows.append(_candidate_row(each, decided, scale, title, _verdict(each, scale)))
     numbers = (scale.heading("score"), "95 %", scale.heading("gain"), "95 %", "verdict", "seeds")
     headings = ("mixture", *numbers, "parameters", "FLOP/image")

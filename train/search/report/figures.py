@@ -16,6 +16,7 @@ from train.search.report.mixtures import (
     short_title,
 )
 from train.search.rounds import Candidate, Choice, Interval
+from train.search.rules import named
 from train.search.trial import Cost, Members
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ VERDICTS = {
 }
 SLOT = 0.34
 """Inches from one candidate of a round to the next."""
+LETTER = 0.024
+"""Of a label, as a share of the picture's height."""
 MOST_LABELS = 8
 """Points of a front that are named: more would stand in each other's way."""
 
@@ -62,7 +65,7 @@ def draw_rounds(axes: Axes, choice: Choice, scale: Scale) -> None:
             axes.plot(ends, [y, y], color=PATH, linewidth=1.2, alpha=0.5, linestyle=":", zorder=1)
     for place in places:
         _draw_candidate(axes, place, scale)
-    _leave_room(axes, [place.candidate for place in places], scale)
+    _leave_room(axes, places, scale)
     axes.set_xlim(-0.8, max(place.x for place in places) + 0.8)
     axes.set_xticks(list(ticks.values()), list(ticks))
     axes.set_ylabel(scale.heading("score"))
@@ -119,7 +122,7 @@ def draw_front(
     axes.plot(*zip(*steps, strict=True), color=PATH, linewidth=1.2, drawstyle=style, zorder=1)
     _name_points(axes, front, chosen, base, steps, less)
     axes.set_title(title)
-    axes.margins(x=0.25, y=0.16)
+    axes.margins(x=0.25, y=0.2)
     axes.xaxis.set_major_formatter(lambda value, _: show_large(value).strip())
     axes.locator_params(nbins=5)
     axes.grid(color=RULE, linewidth=0.6)
@@ -134,20 +137,23 @@ def _name_points(
     points: Sequence[tuple[float, float]],
     less: bool,
 ) -> None:
-    """Labels on the side of the front where no point can be, apart from each other."""
+    """Labels on the side of the front where no point can be, unless that is outside."""
     near = 0.1 * (max(y for _, y in points) - min(y for _, y in points))
-    raised = False
+    start, end = min(x for x, _ in points), max(x for x, _ in points)
+    level = 0
     for at, (each, point) in enumerate(zip(front, points, strict=True)):
         if len(front) > MOST_LABELS and 0 < at < len(front) - 1:
             continue
-        raised = not raised and at > 0 and abs(point[1] - points[at - 1][1]) < near
+        level = level + 1 if at and abs(point[1] - points[at - 1][1]) < near else 0
+        cheap = (point[0] - start if less else end - point[0]) <= 0.3 * (end - start)
+        towards = 1 if cheap == less else -1  # the middle of the picture
         axes.annotate(
             short_title(each.members, base),
             point,
-            xytext=(-4 if less else 4, 13 if raised else 4),
+            xytext=(5 * towards, -5 if cheap else 4 + 9 * level),
             textcoords="offset points",
-            ha="right" if less else "left",
-            va="bottom",
+            ha="left" if towards > 0 else "right",
+            va="top" if cheap else "bottom",
             fontsize=7.5,
             fontweight="bold" if each.members == chosen else "normal",
             parse_math=False,
@@ -162,7 +168,8 @@ def _places(choice: Choice) -> tuple[list[Place], dict[str, float], list[float]]
     x = 0.0
     first = choice.rounds[0].incumbent
     if first is not None and first.score is not None:
-        places.append(Place(x, first, "+".join(first.members), True))
+        label = named(first.members) if len(first.members) < 3 else f"{len(first.members)} experts"
+        places.append(Place(x, first, label, True))
         ticks["start"] = x
         edges.append(x + 1)
         x += 2
@@ -172,7 +179,9 @@ def _places(choice: Choice) -> tuple[list[Place], dict[str, float], list[float]]
         start = x
         for candidate in sorted(each.candidates, key=_rank):
             chosen = candidate.members == each.chosen
-            places.append(Place(x, candidate, change_title(candidate, each.incumbent), chosen))
+            places.append(
+                Place(x, candidate, change_title(candidate.members, each.incumbent), chosen)
+            )
             x += 1
         ticks[f"round {each.number}"] = (start + x - 1) / 2
         edges.append(x)
@@ -220,12 +229,16 @@ def _draw_candidate(axes: Axes, place: Place, scale: Scale) -> None:
     )
 
 
-def _leave_room(axes: Axes, candidates: Sequence[Candidate], scale: Scale) -> None:
+def _leave_room(axes: Axes, places: Sequence[Place], scale: Scale) -> None:
     """Limits with space for the labels, above what was chosen and below the rest."""
-    intervals = [_scaled(each.score, scale) for each in candidates if each.score is not None]
-    lowest, highest = min(each[1] for each in intervals), max(each[2] for each in intervals)
-    span = (highest - lowest) or 1.0
-    axes.set_ylim(lowest - 0.5 * span, highest + 0.5 * span)
+    ends = [_scaled(p.candidate.score, scale) for p in places if p.candidate.score is not None]
+    lowest, highest = min(each[1] for each in ends), max(each[2] for each in ends)
+    above, below = (
+        max((len(p.label) for p in places if p.chosen == chosen), default=0) * LETTER + LETTER
+        for chosen in (True, False)
+    )
+    span = ((highest - lowest) or 1.0) / (1 - above - below)
+    axes.set_ylim(lowest - below * span, highest + above * span)
 
 
 def _mean(candidate: Candidate, scale: Scale) -> float:

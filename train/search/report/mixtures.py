@@ -21,12 +21,12 @@ def short_title(members: Members, base: Members) -> str:
     return f"+{named(tuple(name for name in members if name not in base))}"
 
 
-def change_title(candidate: Candidate, incumbent: Candidate | None) -> str:
-    """A mixture by what it changes in the one it is compared with: `+sam`."""
-    if candidate.changed is None or incumbent is None:
-        return named(candidate.members)
-    fewer = len(candidate.members) < len(incumbent.members)
-    return f"{MINUS if fewer else '+'}{candidate.changed}"
+def change_title(members: Members, incumbent: Candidate | None) -> str:
+    """A mixture by what it has more, or less, than the one it is compared with: `+sam`."""
+    before = incumbent.members if incumbent is not None else ()
+    if before and set(members) < set(before):
+        return "".join(f"{MINUS}{name}" for name in before if name not in members)
+    return short_title(members, before)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import alive, assert_gone, start_program, wait_for
 from train.jobs import DirectoryBusy, Job, JobsFailed, progress, run_jobs
-
-HERE = Path(__file__).parent
 
 
 def note(out: Path, text: str = "", seconds: float = 0.0) -> None:
@@ -68,42 +67,10 @@ def read_note(out: Path) -> tuple[str, float, float]:
     return json.loads((out / "note.json").read_text())
 
 
-def start_elsewhere(tmp_path: Path, jobs: str) -> subprocess.Popen:
+def start_elsewhere(tmp_path: Path, jobs: str) -> subprocess.Popen[str]:
     """A runner in another process; `jobs` is the expression of its list of jobs."""
-    script = tmp_path / "runner.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(HERE.parent)!r}, {str(HERE)!r}]\n"
-        "from test_jobs import *\n"
-        f"out = Path({str(tmp_path)!r})\n"
-        'if __name__ == "__main__":\n'
-        f"    run({jobs})\n"
-    )
-    return subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, seconds: float = 30.0) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if path.exists() and (text := path.read_text()):
-            return text
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not appear")
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
-def assert_gone(pids: list[int], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not left, left
+    source = f'from tests.test_jobs import *\nif __name__ == "__main__":\n    run({jobs})\n'
+    return start_program(tmp_path, source)
 
 
 def test_order_and_results(tmp_path):

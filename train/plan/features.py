@@ -47,7 +47,7 @@ class ExpertMaps:
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     size: int
     seconds: float
     passes: float

@@ -17,15 +17,14 @@ BATCH = 8
 """Images that go through an expert together when it is timed."""
 
 
-def map_shapes(config: EagleMixConfig) -> dict[str, tuple[int, ...]]:
+def map_shapes(config: EagleMixConfig) -> dict[str, tuple[int, int, int]]:
     """Expert -> shape (C,h,w) of its map of one image, as it comes out of the expert."""
-    size = config.vision_config.canvas_size
     shapes = {}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        canvas = torch.empty(1, 3, size, size, dtype=torch.uint8)
         for spec in config.vision_config.expert_specs:
             expert = build_expert(spec)
-            shapes[spec.name] = tuple(expert(expert.view(canvas)).shape[1:])
+            side = expert.view_spec.size // expert.stride
+            shapes[spec.name] = (expert.channels, side, side)
     return shapes
 
 

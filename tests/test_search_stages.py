@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from suites import write_suite
-from tiny_run import make_world
 
+from tests.suites import write_suite
+from tests.tiny_run import make_world
 from train.jobs.graph import fingerprints
 from train.recipe import Recipe, parse_recipe
 from train.search.mixtures import recipe_of, seeded

@@ -122,7 +122,7 @@ def _join(run: StageRun, out: Path, processes: int) -> None:
     path = out / "recipe.yaml"
     path.write_text(yaml.safe_dump(run.recipe.dump(), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "train.search.rank", str(path)]
+    command += [f"--nproc-per-node={processes}", "-m", "train.run", str(path)]
     command += ["--stage", run.name, "--redo"]
     command += ["--expert", run.expert] if run.expert else []
     # SIGTERM reaches torchrun as well, which has its processes save a step: this one waits for it.

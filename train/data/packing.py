@@ -3,11 +3,12 @@
     samples  [a a a] [b b b b b] [c] [d d]
     row      [b b b b b a a a c d d . . .]     positions restart with every sample
 
-A row is filled with the longest sample that is left, then with as many samples with images as can
-still fit (the longest that leave room for the others), then with text. Image tokens come in large
-pieces, so a row that takes one image fewer than it could stays a fifth empty; plain best fit does
-that to every seventh row at 4096 tokens, this to every nineteenth. `fewest_rows` says how much
-better any plan could be.
+Image tokens come in large pieces, so a row that takes one image fewer than it could may stay a
+fifth empty, and no short text is to be spent on a row that a longer one fills as well. A row begins
+with the longest sample that is left, goes on with as many samples with images as can still fit,
+each the longest within an even share of the room, and ends with text. Where images are few to a
+row, it may take one fewer if these fill it nearly; how nearly is tried out, and the fewest rows are
+kept. `fewest_rows` says how much better any plan could be.
 
 Samples are packed window by window of a shuffled order, so that a row mixes sources as the data
 does, and the plan depends on the lengths and the seed alone. Rows stay what they are from epoch to
@@ -37,6 +38,13 @@ from train.data.sampler import Work
 
 WINDOW = 16384
 """Samples that are packed together: the more, the better they fit; beyond this it hardly helps."""
+
+_SPARE = (-1.0, 0.02, 0.2)
+"""Shares of a row to try for `_fill_rows`; the first means never. At 4096 and 5120 tokens with 1024
+of an image the first is best, at 6144 the second, at 4608 the third."""
+
+_ENOUGH = 1.001
+"""Rows, against the fewest there can be, at which nothing else is tried."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,24 @@ def fewest_rows(tokens: NDArray[Any], max_length: int) -> int:
 def _pack(
     samples: NDArray[np.int64], tokens: NDArray[Any], images: NDArray[Any], max_length: int
 ) -> list[list[int]]:
+    enough = fewest_rows(tokens[samples], max_length) * _ENOUGH
+    best: list[list[int]] = []
+    for spare in _SPARE:
+        rows = _fill_rows(samples, tokens, images, max_length, spare * max_length)
+        best = rows if not best else min(best, rows, key=len)
+        if len(best) <= enough:
+            break
+    return best
+
+
+def _fill_rows(
+    samples: NDArray[np.int64],
+    tokens: NDArray[Any],
+    images: NDArray[Any],
+    max_length: int,
+    spare: float,
+) -> list[list[int]]:
+    """`spare`: tokens that may stay free in a row that takes an image fewer than it could."""
     seeing = images[samples] > 0
     pictures = _Shelf(samples[seeing], tokens)
     texts = _Shelf(samples[~seeing], tokens)
@@ -113,7 +139,9 @@ def _pack(
         length = longest.longest()
         row, room = [longest.take(length)], max_length - length
         while pictures.lengths and (more := room // pictures.lengths[0]):
-            length = pictures.fitting(room - (more - 1) * pictures.lengths[0])
+            if more > 1 and pictures.left_of(room, more - 1) <= spare:
+                more -= 1
+            length = pictures.fitting(room // more)
             row.append(pictures.take(length))
             room -= length
         while texts.lengths and texts.lengths[0] <= room:
@@ -139,6 +167,12 @@ class _Shelf:
     def fitting(self, room: int) -> int:
         """The greatest length up to `room`, which must be at least the smallest."""
         return self.lengths[bisect_right(self.lengths, room) - 1]
+
+    def left_of(self, room: int, count: int) -> int:
+        """What `count` samples, each the longest within an even share, would leave of `room`."""
+        for others in range(count, 0, -1):
+            room -= self.fitting(room // others)
+        return room
 
     def take(self, length: int) -> int:
         stack = self.stacks[length]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +45,23 @@ def assert_gone(pids: list[int], seconds: float = 10.0) -> None:
     while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left, left
+
+
+def marked(mark: str) -> dict[int, int]:
+    """pid -> parent, of processes whose environment holds `mark` (NAME=value), but this one."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (place / "environ").read_bytes().split(b"\0"):
+                found[int(place.name)] = int(
+                    (place / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+    found.pop(os.getpid(), None)
+    return found
+
+
+def jobs_of(runner: int, mark: str) -> list[int]:
+    """Jobs and their keepers: what lives below the process that a runner forks them from."""
+    found = marked(mark)
+    roots = {pid for pid, parent in found.items() if parent == runner}
+    return [p for p, parent in found.items() if parent in found and p not in {runner, *roots}]

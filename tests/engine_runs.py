@@ -11,13 +11,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from interrupted import ask_at
 from ranks import on_ranks
 from tiny_run import make_recipe, make_world
 
-LIMIT = 45
+LIMIT = 150  # of which a run alone on two cores takes three
 """Seconds after which a process of a run is killed by its own alarm."""
 
 LAZY = ("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.ops.op_builder.all_ops")
@@ -67,7 +69,9 @@ def run_on_two(
     if str(recipe["engine"]).startswith("zero"):
         for name in LAZY:
             importlib.import_module(name)
-    return on_ranks(lambda rank: _in_child(recipe, folder, before, limit, rank), folder, count)
+    return on_ranks(
+        partial(_in_child, recipe, folder, before, limit), folder, count, limit=limit + 15
+    )
 
 
 def _in_child(
@@ -90,12 +94,15 @@ def _run(
     recipe: dict[str, Any], folder: Path, before: Callable[[int], None], rank: int, said: Path
 ) -> int:
     from train.run import run_recipe
+    from train.signals import Interrupted
 
     said.unlink(missing_ok=True)
     _watch(folder / f"seen-{rank}.jsonl")
     before(rank)
     try:
         run_recipe(recipe)
+    except Interrupted as stopped:
+        return int(str(stopped.code))
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
@@ -176,6 +183,11 @@ def kill_at(step: int) -> Callable[[int], None]:
         ResumePoints._save_checkpoint = save_and_die
 
     return before
+
+
+def stop_at(step: int, *ranks: int) -> Callable[[int], None]:
+    """For `before`: SIGTERM to these processes within the step that follows `step`."""
+    return lambda rank: ask_at(step)() if rank in ranks else None
 
 
 def losses(folder: Path) -> list[float]:

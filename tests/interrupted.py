@@ -143,5 +143,25 @@ def at_steps(call: Callable[[int], object]) -> None:
     Continuing.training_step = marked  # type: ignore[method-assign]
 
 
+def send_self(number: signal.Signals = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def ask_at(step: int, number: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """Send this process a signal within the step that follows `step`.
+
+    Once, and not for every micro batch: a second one ends the process.
+    """
+    asked = False
+
+    def ask(now: int) -> None:
+        nonlocal asked
+        if now == step and not asked:
+            asked = True
+            send_self(number)
+
+    return lambda: at_steps(ask)
+
+
 def put(holder: Any, name: str, instead: Callable[..., Any]) -> Callable[[], None]:
     return lambda: setattr(holder, name, instead)

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 
-def on_ranks(call: Callable[[int], Any], folder: Path, count: int = 2) -> list[Any]:
+def on_ranks(
+    call: Callable[[int], Any], folder: Path, count: int = 2, limit: int = 60
+) -> list[Any]:
     """What `call(rank)` returns in each of `count` processes; exceptions come back as they are.
 
-    `folder`: for the results. A process that hangs is ended after a minute, and fails the test.
+    `folder`: for the results. A process that hangs is ended after `limit` seconds, and fails the
+    test.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -28,7 +31,7 @@ def on_ranks(call: Callable[[int], Any], folder: Path, count: int = 2) -> list[A
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(limit)
     hanging = [rank for rank, child in enumerate(children) if child.is_alive()]
     for child in children:
         child.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import signal
@@ -10,12 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import kill_at, logged, losses, make_mixed_world, mixed_recipe, run_on_two, seen
+from engine_runs import (
+    kill_at,
+    logged,
+    losses,
+    make_mixed_world,
+    mixed_recipe,
+    run_on_two,
+    seen,
+    stop_at,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eagle_moe.build import load_model
+from train.recipe import Lora
 from train.run import run_recipe
+from train.signals import STOP_CODE
+from train.workspace import last_point
 
 DONE = [(0, ""), (0, "")]
 needs_deepspeed = pytest.mark.skipif(
@@ -26,6 +39,8 @@ SHARDED = [
     pytest.param("zero2", marks=needs_deepspeed),
     pytest.param("zero3", marks=needs_deepspeed),
 ]
+ASKED = {"fsdp2": (0, 1), "zero2": (1,), "zero3": (0,)}
+"""Which processes are told to stop."""
 WRAPPED = {
     "ddp": ("DistributedDataParallel", "Tensor"),
     "fsdp2": ("FSDPModule", "DTensor"),
@@ -60,21 +75,27 @@ def difference(one: Path, other: Path) -> float:
 
 
 @pytest.mark.parametrize("engine", ["ddp", *SHARDED])
-def test_a_killed_run_ends_as_if_it_had_not_been(
+def test_a_run_that_was_killed_and_stopped_ends_as_if_it_had_not_been(
     world: Path, reference: Path, tmp_path: Path, engine: str
 ) -> None:
-    recipe = mixed_recipe(world, tmp_path / "whole", engine)
-    assert run_on_two(recipe, tmp_path / "seen") == DONE
-    _check_watched(engine, [seen(tmp_path / "seen", rank) for rank in range(2)])
+    whole, told = reference, world / "reference-seen"
+    if engine != "ddp":
+        whole, told = tmp_path / "whole/sft", tmp_path / "seen"
+        assert run_on_two(mixed_recipe(world, whole.parent, engine), told) == DONE
+    _check_watched(engine, [seen(told, rank) for rank in range(2)])
 
     cut = mixed_recipe(world, tmp_path / "cut", engine)
-    assert [code for code, _ in run_on_two(cut, tmp_path / "k", kill_at(2))] == [
-        -signal.SIGKILL
-    ] * 2
-    _check_point(tmp_path / "cut/unfinished/sft/checkpoint-2")
+    ends = run_on_two(cut, tmp_path / "k", kill_at(2))
+    assert [code for code, _ in ends] == [-signal.SIGKILL] * 2
+    points = tmp_path / "cut/unfinished/sft"
+    _check_point(points / "checkpoint-2")
+    if engine != "ddp":  # which `test_signals` stops
+        ends = run_on_two(cut, tmp_path / "k", stop_at(2, *ASKED[engine]))
+        assert [code for code, _ in ends] == [STOP_CODE] * 2
+        assert last_point(points) == points / "checkpoint-3"  # not one that the recipe asks for
     assert run_on_two(cut, tmp_path / "k") == DONE
 
-    whole, resumed = tmp_path / "whole/sft", tmp_path / "cut/sft"
+    resumed = tmp_path / "cut/sft"
     assert len(losses(whole)) == 4
     assert losses(whole) == losses(resumed)
     assert logged(whole, "samples_seen") == logged(resumed, "samples_seen") == [4, 8, 12, 12]
@@ -146,11 +167,14 @@ def without_filling_in(rank: int) -> None:
 def test_without_filling_in_processes_hang_or_fail(
     world: Path, tmp_path: Path, engine: str
 ) -> None:
-    recipe = mixed_recipe(world, tmp_path / "run", engine)
-    ends = run_on_two(recipe, tmp_path / "seen", without_filling_in, limit=15)
-    assert all(code != 0 for code, _ in ends)
-    if engine == "zero2":
-        assert "experts.clip: processes ran it a different number of times: rank" in ends[0][1]
+    recipe = mixed_recipe(world, tmp_path / "run", engine, args={"ddp_timeout": 4})
+    ends = run_on_two(recipe, tmp_path / "seen", without_filling_in)
+    assert all(code == 1 for code, _ in ends)
+    said = {
+        "fsdp2": "was at the language model, where not all of the others came in time",
+        "zero2": "experts.clip: processes ran it a different number of times: rank",
+    }
+    assert any(said[engine] in message for _, message in ends)
 
 
 @needs_deepspeed
@@ -173,14 +197,16 @@ def test_zero_gradients_in_another_order_go_to_other_parameters(
 # -- checkpoints of engines that split or round
 
 
+ADAPTED = {
+    "trainable": ["connector"],
+    "lr": {},
+    "lora": {"language_model": {"r": 2}, "experts.clip": {"r": 2}},
+}
+
+
 def test_adapters_are_merged_from_pieces(world: Path, tmp_path: Path) -> None:
-    changes = {
-        "trainable": ["connector"],
-        "lr": {},
-        "lora": {"language_model": {"r": 2}, "experts.clip": {"r": 2}},
-    }
     for engine in ("ddp", "fsdp2"):
-        recipe = mixed_recipe(world, tmp_path / engine, engine, **changes)
+        recipe = mixed_recipe(world, tmp_path / engine, engine, **ADAPTED)
         assert run_on_two(recipe, tmp_path / f"{engine}-seen") == DONE
     assert difference(tmp_path / "ddp/sft", tmp_path / "fsdp2/sft") < 1e-5
     assert (tmp_path / "fsdp2/sft/adapters/language_model").is_dir()
@@ -188,26 +214,59 @@ def test_adapters_are_merged_from_pieces(world: Path, tmp_path: Path) -> None:
 
 @needs_deepspeed
 def test_bfloat16_under_zero_does_not_round_the_checkpoint(world: Path, tmp_path: Path) -> None:
-    recipe = mixed_recipe(world, tmp_path / "run", "zero2", args={"bf16": True})
+    """Neither what learned, nor what is frozen, nor what adapters are merged into."""
+    recipe = mixed_recipe(world, tmp_path / "run", "zero2", **ADAPTED, args={"bf16": True})
     assert run_on_two(recipe, tmp_path / "seen") == DONE
     saved = weights(tmp_path / "run/sft")
-    frozen = load_file(world / "experts/convnext/expert.safetensors")
-    for name, value in frozen.items():
-        assert torch.equal(saved[f"model.vision_tower.towers.convnext.{name}"], value)
-    learned = saved["lm_head.weight"]
+    learned = saved["model.multi_modal_projector.layers.0.weight"]
     assert learned.dtype == torch.float32
     assert not torch.equal(learned, learned.bfloat16().float())
+    for name, value in load_file(world / "experts/convnext/expert.safetensors").items():
+        assert torch.equal(saved[f"model.vision_tower.towers.convnext.{name}"], value)
+
+    kept = load_file(tmp_path / "run/sft/adapters/language_model/adapter_model.safetensors")
+    adapted = 0
+    for name, value in load_file(world / "llm/model.safetensors").items():
+        ours = name.replace("model.", "model.language_model.", 1)
+        down = kept.get(f"base_model.model.{ours}".replace(".weight", ".lora_A.weight"))
+        if down is None:
+            assert torch.equal(saved[ours], value)
+            continue
+        up = kept[f"base_model.model.{ours}".replace(".weight", ".lora_B.weight")]
+        scale = Lora(r=2).alpha / 2
+        torch.testing.assert_close(saved[ours], value + scale * up @ down, atol=1e-6, rtol=0)
+        adapted += not torch.equal(saved[ours], value)
+    assert adapted == 7
 
 
 # -- resume points belong to an engine and a number of processes
 
 
-def test_another_engine_or_number_of_processes_cannot_continue(world: Path, tmp_path: Path) -> None:
-    recipe = mixed_recipe(world, tmp_path / "run", "ddp")
-    run_on_two(recipe, tmp_path / "seen", kill_at(2))
-    point = tmp_path / "run/unfinished/sft/checkpoint-2"
+@pytest.fixture(scope="module")
+def unfinished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Recipe of a run under DDP that was killed after two steps. No test changes its folder."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    recipe = mixed_recipe(world, folder / "run", "ddp")
+    run_on_two(recipe, folder / "seen", kill_at(2))
+    return recipe
+
+
+def test_another_engine_or_number_of_processes_cannot_continue(
+    unfinished: dict[str, Any], tmp_path: Path
+) -> None:
+    point = Path(unfinished["output_dir"], "unfinished/sft/checkpoint-2")
     assert json.loads((point / "engine.json").read_text()) == {"engine": "ddp", "processes": 2}
     with pytest.raises(ValueError, match=r"checkpoint-2: .*engine ddp -> .*processes 2 -> 1"):
-        run_recipe(recipe)
-    ends = run_on_two({**recipe, "engine": "fsdp2"}, tmp_path / "seen")
+        run_recipe(unfinished)
+    ends = run_on_two({**unfinished, "engine": "fsdp2"}, tmp_path)
     assert all("engine ddp -> fsdp2" in message for _, message in ends)
+
+
+def test_another_recipe_cannot_continue(unfinished: dict[str, Any], tmp_path: Path) -> None:
+    """Every process says so, and none waits for another."""
+    other = copy.deepcopy(unfinished)
+    other["stages"]["sft"]["args"]["learning_rate"] = 2e-3
+    for code, message in run_on_two(other, tmp_path):
+        assert code == 1
+        assert "checkpoint-2: an unfinished run with other settings" in message
+        assert "args.learning_rate: 0.001 -> 0.002" in message

@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 import yaml
-from interrupted import Attempt, Recipe, at_steps, make_hard_world, put, result
+from interrupted import (
+    Attempt,
+    Recipe,
+    ask_at,
+    at_steps,
+    make_hard_world,
+    put,
+    result,
+    send_self,
+)
 from transformers import Trainer
 
 from train.continuing import Continuing
@@ -38,15 +47,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="module")
 def undisturbed(world: Recipe) -> Path:
     return run_recipe(world)
-
-
-def send_self(number: signal.Signals = signal.SIGTERM) -> None:
-    os.kill(os.getpid(), number)
-
-
-def ask_at(step: int) -> Callable[[], None]:
-    """Ask the process to stop within the step that follows `step`."""
-    return lambda: at_steps(lambda now: send_self() if now == step else None)
 
 
 def last_step(recipe: Recipe) -> int:
@@ -76,7 +76,7 @@ def test_other_signals_that_ask_to_stop(
     world: Recipe, tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe = world | {"output_dir": str(tmp_path / "run")}
-    attempt = Attempt(recipe, lambda: at_steps(lambda now: send_self(number) if now == 1 else None))
+    attempt = Attempt(recipe, ask_at(1, number))
     assert attempt.exit_code() == STOP_CODE
     assert last_step(recipe) == 2  # and not 3, which the recipe asks for
 
@@ -219,12 +219,13 @@ def test_saving_by_the_clock(
     assert result(tmp_path / "run/sft") == result(undisturbed)
 
 
-def test_when_it_is_saved_does_not_count_as_a_setting(world: Recipe) -> None:
+def test_when_it_is_saved_and_how_long_it_waits_are_no_settings(world: Recipe) -> None:
     def identity(*overrides: str) -> dict[str, Any]:
         run = StageRun(parse_recipe(world, "recipe", overrides), "sft")
         return run_identity(run, find_origins(run))
 
-    assert identity() == identity("stages.sft.save_minutes=5", "stages.sft.args.save_steps=7")
+    without = ["save_minutes=5", "args.save_steps=7", "args.ddp_timeout=60"]
+    assert identity() == identity(*[f"stages.sft.{each}" for each in without])
     assert identity() != identity("stages.sft.args.learning_rate=7")
 
 

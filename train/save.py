@@ -21,6 +21,7 @@ from train.engines import Engine
 from train.health import HEALTH
 from train.learning import learning_parts
 from train.lora import merge_lora
+from train.resume import changing_names
 from train.sources import Origin
 from train.stages import StageRun
 from train.trainer import StageTrainer
@@ -59,12 +60,13 @@ def save_run(
         return
     if not whole:
         model, adapters = empty()
-        _fill(model, gathered)
+        kept = {} if trainer.engine.keeps_dtype else _as_loaded(run, model, origins)
+        _fill(model, {**gathered, **kept})
     Engine().assign(model, averaged)
     with write_checkpoint(run.folder, mark) as draft:
         if adapters is not None:
             merge_lora(adapters, draft / ADAPTERS)
-        state = _final_state(run, model, learned, origins, trainer.engine.keeps_dtype)
+        state = _final_state(run, model, learned, origins)
         _write_model(run, model, state, draft)
         processor.save_pretrained(draft)
         text = yaml.safe_dump(run.recipe.dump(), sort_keys=False, allow_unicode=True)
@@ -72,6 +74,21 @@ def save_run(
         write_provenance(draft, _provenance(run, model, state, learned, origins))
         trainer.state.save_to_json(str(draft / "trainer_state.json"))
         _copy_logs(run.workspace, draft)
+
+
+def _as_loaded(
+    run: StageRun, model: EagleMixForConditionalGeneration, origins: Mapping[str, Origin]
+) -> dict[str, Tensor]:
+    """What the run has not changed, as it came: an engine has rounded it to save memory.
+
+    Adapters were trained beside rounded weights and are merged into these, as they are where
+    autocast rounds weights for each product. What started random comes from nowhere else.
+    """
+    unchanged = set(model_tensors(model)) - set(changing_names(model))
+    parts = {part_of(name) for name in unchanged}
+    loaded = read_origins({part: origins[part] for part in parts}, model.config)
+    plain = {name: name.replace(".base_layer.", ".") for name in unchanged}  # as before adapters
+    return _in_dtype(run, {name: loaded[was] for name, was in plain.items() if was in loaded})
 
 
 def _fill(model: EagleMixForConditionalGeneration, state: Mapping[str, Tensor]) -> None:
@@ -86,17 +103,20 @@ def _final_state(
     model: EagleMixForConditionalGeneration,
     learned: set[str],
     origins: Mapping[str, Origin],
-    kept_dtype: bool,
 ) -> dict[str, Tensor]:
     """The weights to save. Frozen parts that were rounded to save memory are as they came."""
     state = model_tensors(model)
-    if run.frozen_dtype != run.dtype or not kept_dtype:
+    if run.frozen_dtype != run.dtype:
         frozen = {part: origin for part, origin in origins.items() if part not in learned}
         state |= read_origins(frozen, model.config)
+    return _in_dtype(run, state)
+
+
+def _in_dtype(run: StageRun, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     dtype = getattr(torch, run.dtype)
     return {
         name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in state.items()
+        for name, value in tensors.items()
     }
 
 

@@ -27,6 +27,7 @@ WITHOUT_EFFECT = frozenset(
         "dataloader_persistent_workers",
         "dataloader_pin_memory",
         "dataloader_prefetch_factor",
+        "ddp_timeout",
         "disable_tqdm",
         "log_level",
         "log_level_replica",

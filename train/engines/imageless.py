@@ -127,7 +127,13 @@ class ImagelessRanks:
     def _roll_call(self) -> None:
         own = torch.tensor(list(self.calls.values()))
         every = [torch.empty_like(own) for _ in range(self.group.size())]
-        dist.all_gather(every, own, group=self.group)
+        try:
+            dist.all_gather(every, own, group=self.group)
+        except RuntimeError as error:
+            raise TrainingFault(
+                f"rank {dist.get_rank()}: was at the language model, where not all of the others "
+                f"came in time (args.ddp_timeout): one has died, or hangs in an expert: {error}"
+            ) from error
         for index, name in enumerate(self.experts):
             counts = [int(calls[index]) for calls in every]
             if len(set(counts)) > 1:

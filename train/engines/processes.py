@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,16 +31,14 @@ class ManyProcesses(Engine):
     def processes(self) -> int:
         return world_size()
 
-    @cached_property
-    def hosts(self) -> dist.ProcessGroup:
-        """The group for small messages. Made by all processes at the same time, in `ready`."""
-        group = dist.new_group(backend="gloo")
-        assert isinstance(group, dist.ProcessGroup)
-        return group
+    hosts: dist.ProcessGroup
+    """The group for small messages; there when the engine is `ready`."""
 
     def ready(self, trainer: Trainer) -> None:
         assert trainer.model is not None
-        self.hosts  # noqa: B018  made here, not when the first process happens to need it
+        group = dist.new_group(backend="gloo", timeout=trainer.args.ddp_timeout_delta)
+        assert isinstance(group, dist.ProcessGroup)
+        self.hosts = group
         self.imageless = self.keep_in_step(trainer.model)
 
     def keep_in_step(self, model: nn.Module) -> ImagelessRanks:

@@ -7,7 +7,8 @@ DeepSpeed's own know no learning rate per part. Clipping has to be in the file: 
 DeepSpeed clips nothing.
 
 With `bf16`, DeepSpeed turns the whole model to bfloat16 and keeps what learns in float32 beside it;
-checkpoints are written from the latter. It would round the constants that a model computes for
+checkpoints are written from the latter, and what does not learn is read again for them, weights
+under adapters too (`train.save`). It would round the constants that a model computes for
 itself as well (the frequencies of rotary positions), which is undone here.
 
 Under ZeRO 3, what a process without an image would have to collect is known to DeepSpeed's hooks

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,14 @@ def check_help(main, subcommands: list[str], words: list[str], capsys) -> None:
     assert not missing, f"--help does not know {missing}"
 
 
+def main_of(name: str) -> Callable[..., object]:
+    """What `python -m name` runs."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"no module {name}"
+    package = spec.submodule_search_locations is not None
+    return importlib.import_module(f"{name}.__main__" if package else name).main
+
+
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_commands_are_real(page, line, capsys, monkeypatch):
     missing = [path for path in re.findall(r"configs/[\w./-]+", line) if not (ROOT / path).exists()]
@@ -102,13 +111,12 @@ def test_commands_are_real(page, line, capsys, monkeypatch):
         check_make(words)
     elif program == "python" and arguments[0] == "-m":
         monkeypatch.setattr("sys.argv", [arguments[1]])
-        check_help(importlib.import_module(arguments[1]).main, [], arguments[2:], capsys)
+        check_help(main_of(arguments[1]), [], arguments[2:], capsys)
     elif program == "torchrun":
         at = arguments.index("-m")
         known = get_args_parser().format_help()
         assert [option for option in options_in(arguments[:at]) if option not in known] == []
-        main = importlib.import_module(arguments[at + 1]).main
-        check_help(main, [], arguments[at + 2 :], capsys)
+        check_help(main_of(arguments[at + 1]), [], arguments[at + 2 :], capsys)
     elif program == "pip":
         check_install(arguments)
     elif program == "eagle-moe":

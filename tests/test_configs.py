@@ -13,6 +13,9 @@ from eagle_moe.schema import load_yaml
 from train.demo import Demo, DemoSettings
 from train.jobs.graph import fingerprints
 from train.recipe import load_recipe
+from train.search.inputs import resolve
+from train.search.outlook import most_mixtures
+from train.search.settings import load_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -38,10 +41,17 @@ def check_demo(path: Path) -> None:
     load_recipe(settings.reader, settings.reader_overrides)
 
 
+def check_search(path: Path) -> None:
+    inputs = resolve(load_settings(path))
+    assert most_mixtures(inputs.pool, inputs.settings.make_strategy())
+    assert inputs.pool.base
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "models": check_model,
     "recipes": check_recipe,
     "demo": check_demo,
+    "search": check_search,
 }
 """Folder of configs/ -> what must succeed on each of its files."""
 

@@ -1,4 +1,4 @@
-"""Rules that decide: the highest score, or the cheapest of what luck alone cannot put behind.
+"""Rules that decide: the highest score, or the cheapest of those to which none is truly preferable.
 
 A rule picks in every round, and when the rounds are over it may go back to an earlier mixture.
 Both are told with the numbers that led there. docs/search-rules.md says why the noise-aware rule
@@ -7,12 +7,16 @@ is made like this, and what it gains in searches whose truth is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from train.search.expected import Expected
 from train.search.scores import Evidence, above, verdict_of
 from train.search.trial import Members
+
+DOUBT = 0.6
+"""A mixture is out of the question for more seeds once another is better with more probability."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,11 @@ class Plain:
 
 @dataclass(frozen=True)
 class NoiseAware:
-    """Of the mixtures that stand, the cheapest. A mixture stands unless a rival is ahead by more
-    than luck: by more than the luckiest of its rivals would seem to be ahead, in `level` of the
-    cases, if all were equally good (multiple comparisons with the best, Hsu 1984).
+    """Of the mixtures that stand, the cheapest. A mixture stands unless another is truly better
+    with a probability above `level`, given all that was measured (`train.search.expected`).
 
-    In a round, the candidates are each other's rivals, and one that is dearer than the incumbent
-    must be above it. At the end the rule looks back at all mixtures that the search stood at.
+    In a round the candidates are judged so, and one that is dearer than the incumbent must be above
+    it as well. At the end the mixtures that the search stood at are.
 
     - `first_seeds`: seeds of the search that every mixture is trained with; the others go one at a
       time to those between which a round is in doubt.
@@ -77,7 +80,7 @@ class NoiseAware:
     experts. Of equals the higher score.
     """
 
-    level: float = 0.6
+    level: float = 0.7
     first_seeds: int = 1
     name: ClassVar[str] = "noise_aware"
 
@@ -100,26 +103,30 @@ class NoiseAware:
         """
         known = [*([incumbent] if incumbent else []), *tried]
         ranked = sorted(known, key=evidence.score, reverse=True)
-        if evidence.noise is None:
-            standing = ranked
+        if not evidence.noise_of:
+            doubtful = ranked
         else:
-            standing = [one for one in ranked if self._stands(evidence, one, known)]
+            doubtful = _standing(Expected(evidence), ranked, DOUBT)
             if "seeds" not in evidence.noise_of:
-                standing = list(dict.fromkeys([*ranked[:2], *standing]))
-        return standing if len(standing) > 1 else []
+                doubtful = list(dict.fromkeys([*ranked[:2], *doubtful]))
+        return doubtful if len(doubtful) > 1 else []
 
     def pick(self, evidence: Evidence, incumbent: Members, tried: Sequence[Members]) -> Pick:
         """`incumbent` is () where there is none.
 
         Raises `ValueError` if nothing is known of the noise in the scores.
         """
-        if evidence.noise is None:
+        if not evidence.noise_of:
             raise ValueError(
                 "rule noise_aware: nothing is known of the noise in these scores. Give at least "
                 "two scores per task (items), or scores of several seeds, or decide by rule plain."
             )
-        going = [one for one in tried if self._may_follow(evidence, incumbent, one)]
-        standing = [one for one in going if self._stands(evidence, one, tried)]
+        expected = Expected(evidence)
+        standing = [
+            one
+            for one in _standing(expected, tried, self.level)
+            if self._may_follow(evidence, expected, incumbent, one)
+        ]
         if not standing:
             return _stop(evidence, incumbent, tried)
         chosen, by = cheapest(evidence, standing)
@@ -129,56 +136,40 @@ class NoiseAware:
         return Pick(
             chosen,
             f"{named(chosen)} ({show(evidence.score(chosen))}) has {by} of the {len(standing)} "
-            f"candidates that stand: {self._ahead(evidence, chosen, tried)}{gain}",
+            f"candidates that stand. {_judged(evidence, expected, chosen, tried)}{gain}",
         )
 
     def look_back(self, evidence: Evidence, steps: Sequence[Step]) -> Pick | None:
         """The cheapest of the mixtures that the search stood at and that stand.
 
-        Every step is the best of several, with luck in it. Judged together with those after it, a
-        small but real one is told from luck more easily than alone. None: there is one only.
+        Every step was the best of several, with luck in it, and what was tried after it tells more
+        of it. None: there is one only.
         """
         if len(steps) < 2:
             return None
-        rivals = _rivals(steps)
-        standing = [one for one in rivals if self._stands(evidence, one, rivals[one])]
-        last, before = steps[-1].members, steps[-2].members
-        chosen, by = cheapest(evidence, standing or [last])
-        if chosen == last:
-            why = f"It has {by} of the mixtures that stand."
-            if before not in standing:
-                why = f"Of {named(before)}, {self._ahead(evidence, before, rivals[before])}"
-            return Pick(last, f"Looking back, {named(last)} stays. {why}")
-        ahead = self._ahead(evidence, chosen, rivals[chosen])
-        return Pick(
-            chosen,
-            f"Looking back, {named(chosen)} ({show(evidence.score(chosen))}) has {by} of the "
-            f"mixtures that stand: {ahead}",
-        )
+        expected = Expected(evidence)
+        way = [step.members for step in steps]
+        standing = _standing(expected, way, self.level)
+        chosen, by = cheapest(evidence, standing)
+        last, before = way[-1], way[-2]
+        if chosen != last:
+            return Pick(
+                chosen,
+                f"Looking back, {named(chosen)} ({show(evidence.score(chosen))}) has {by} of the "
+                f"mixtures that stand. {_judged(evidence, expected, chosen, way)}",
+            )
+        why = f"It has {by} of the mixtures that stand."
+        if before not in standing:
+            why = _judged(evidence, expected, before, way)
+        return Pick(last, f"Looking back, {named(last)} stays. {why}")
 
-    def _may_follow(self, evidence: Evidence, incumbent: Members, one: Members) -> bool:
+    def _may_follow(
+        self, evidence: Evidence, expected: Expected, incumbent: Members, one: Members
+    ) -> bool:
         if not incumbent or above(evidence.score(one), evidence.score(incumbent)):
             return True
         cheaper, _ = cheapest(evidence, [incumbent, one])
-        return cheaper == one and self._stands(evidence, one, [incumbent])
-
-    def _stands(self, evidence: Evidence, one: Members, rivals: Sequence[Members]) -> bool:
-        others = [other for other in rivals if other != one]
-        if not others:
-            return True
-        lead = evidence.score(_best(evidence, others)) - evidence.score(one)
-        return not above(lead, max(evidence.luck(one, others, self.level), 0.0))
-
-    def _ahead(self, evidence: Evidence, one: Members, rivals: Sequence[Members]) -> str:
-        others = [other for other in rivals if other != one]
-        best = _best(evidence, others)
-        lead = evidence.score(best) - evidence.score(one)
-        luck = evidence.luck(one, others, self.level)
-        return (
-            f"{named(best)} is ahead by {show(lead)}, {'more' if lead > luck else 'no more'} than "
-            f"the {show(luck)} by which the luckiest of {len(others)} would seem ahead in "
-            f"{1 - self.level:.0%} of cases if all were equally good."
-        )
+        return cheaper == one and expected.better(incumbent, one) <= self.level
 
 
 Rule = Plain | NoiseAware
@@ -209,15 +200,25 @@ def show(score: float) -> str:
     return f"{score:.4g}"
 
 
-def _rivals(steps: Sequence[Step]) -> Mapping[Members, Sequence[Members]]:
-    """With whom each mixture on the way is compared: those before it there, and all tried since."""
-    return {
-        step.members: [
-            *(before.members for before in steps[:number]),
-            *dict.fromkeys(one for since in steps[number:] for one in since.tried),
-        ]
-        for number, step in enumerate(steps)
-    }
+def _standing(expected: Expected, mixtures: Sequence[Members], level: float) -> list[Members]:
+    """Those to which none is preferable: the one of which most is expected is among them."""
+    best = max(mixtures, key=expected.score)
+    return [one for one in mixtures if one == best or expected.better(best, one) <= level]
+
+
+def _judged(
+    evidence: Evidence, expected: Expected, one: Members, mixtures: Sequence[Members]
+) -> str:
+    """What is to be said of its strongest rival."""
+    rival = max((other for other in mixtures if other != one), key=expected.score)
+    lead = evidence.score(rival) - evidence.score(one)
+    left = expected.score(rival) - expected.score(one)
+    sure = min(max(expected.better(rival, one), 0.01), 0.99)
+    return (
+        f"{named(rival)} scored {show(abs(lead))} {'more' if lead >= 0 else 'less'} than "
+        f"{named(one)}; by all that was measured, {left:+.4g} is to be expected, and it is truly "
+        f"better with a probability of {sure:.0%}."
+    )
 
 
 def _best(evidence: Evidence, mixtures: Sequence[Members]) -> Members:

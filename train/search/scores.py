@@ -1,6 +1,6 @@
 """What trials say of mixtures: scores, and how much of a difference could be noise.
 
-Two kinds of noise are known of. **Items**: another draw of test questions would give other scores;
+Noise is of two kinds. **Items**: another draw of test questions would give other scores;
 all mixtures answered the same questions, which are therefore resampled for all of them together
 (paired bootstrap, Efron 1979, per task). **Seeds**: another training run would give another score;
 two or three runs say little about that, so that the spread between the runs of a mixture is pooled
@@ -85,26 +85,20 @@ class Evidence:
         self,
         measured: Mapping[Members, Measured],
         resamples: int = RESAMPLES,
-        item_noise: Mapping[str, Floats] | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> None:
+        """`tasks`: those that count; default: all that items are known of."""
         self.measured = dict(measured)
         self.resamples = resamples
         mixtures = list(self.measured.values())
-        tasks = list(mixtures[0].items) if mixtures else []
-        if item_noise is None:
-            means = [np.stack([one.items[task].mean(axis=0) for one in mixtures]) for task in tasks]
-            item_noise = {
-                task: _resample(values, resamples, stream)
-                for stream, (task, values) in enumerate(zip(tasks, means, strict=True), start=1)
-            }
-        self.item_noise = dict(item_noise)
-        self.tasks = tuple(self.item_noise)
+        known = list(mixtures[0].items) if mixtures else []
+        self.tasks = tuple(known if tasks is None else tasks)
         self._column = {members: column for column, members in enumerate(self.measured)}
         self._scores = {one.members: float(one.by_seed(self.tasks).mean()) for one in mixtures}
 
     def without(self, task: str) -> Evidence:
         """The same trials as if `task` had not been asked."""
-        kept = {name: noise for name, noise in self.item_noise.items() if name != task}
+        kept = [name for name in self.tasks if name != task]
         return Evidence(self.measured, self.resamples, kept)
 
     def score(self, members: Members) -> float:
@@ -113,9 +107,9 @@ class Evidence:
     @property
     def noise_of(self) -> tuple[str, ...]:
         """What is known of noise: of "items" (at least two in every task), of "seeds"."""
-        mixtures = self.measured.values()
-        counts = [values.shape[1] for one in mixtures for values in one.items.values()]
-        items = ("items",) if self.tasks and min(counts) > 1 else ()
+        mixtures = list(self.measured.values())
+        counts = [mixtures[0].items[task].shape[1] for task in self.tasks]
+        items = ("items",) if counts and min(counts) > 1 else ()
         return (*items, "seeds") if any(len(one.seeds) > 1 for one in mixtures) else items
 
     @cached_property
@@ -125,7 +119,8 @@ class Evidence:
             return None
         noise = np.zeros((self.resamples, len(self.measured)))
         if "items" in self.noise_of:
-            noise += np.mean(list(self.item_noise.values()), axis=0)
+            for stream, task in enumerate(self.tasks, start=1):
+                noise += _resample(self._by_item(task), self.resamples, stream) / len(self.tasks)
         if "seeds" in self.noise_of:
             noise += self._seed_noise()
         return noise
@@ -144,33 +139,48 @@ class Evidence:
         first, second = self._column[members], self._column[other]
         return _interval(difference, self.noise[:, first] - self.noise[:, second])
 
-    def luck(self, members: Members, rivals: Sequence[Members], level: float) -> float:
-        """How far ahead of `members` the luckiest of `rivals` would seem if all were equally good.
+    @cached_property
+    def covariance(self) -> Floats:
+        """(mixtures, mixtures): of the noise, by formula; zero where nothing is known."""
+        mixtures = list(self.measured.values())
+        total = np.zeros((len(mixtures), len(mixtures)))
+        if "items" in self.noise_of:
+            for task in self.tasks:
+                values = self._by_item(task)
+                total += np.cov(values).reshape(total.shape) / values.shape[1]
+            total /= len(self.tasks) ** 2
+        if "seeds" in self.noise_of:
+            spread, flips, _ = self._runs()
+            runs = np.array([len(one.seeds) for one in mixtures])
+            total += np.diag(max(spread - flips, 0.0) / runs)
+        return total
 
-        In `level` of the cases it would be less. The differences are taken jointly: the more
-        rivals, and the less alike they are, the further ahead the luckiest one will be.
-        """
-        assert self.noise is not None
-        columns = [self._column[rival] for rival in rivals]
-        leads = self.noise[:, columns].max(axis=1) - self.noise[:, self._column[members]]
-        return float(np.quantile(leads, level))
+    def _by_item(self, task: str) -> Floats:
+        """(mixtures, items): means over seeds."""
+        return np.stack([one.items[task].mean(axis=0) for one in self.measured.values()])
 
-    def _seed_noise(self) -> Floats:
-        """(resamples, mixtures): what other training runs would change, beyond what items show.
+    def _runs(self) -> tuple[float, float, int]:
+        """Variance of a run's score, how much of it items show already, and degrees of freedom.
 
-        A run that gets other items right is noise that the resampling of items holds already
-        (`flips`); only what moves the whole score comes on top: a two-way analysis of variance.
+        A run that gets other items right is noise that the resampling of items holds as well; only
+        what moves the whole score comes on top: a two-way analysis of variance.
         """
         repeated = [one for one in self.measured.values() if len(one.seeds) > 1]
         freedom = sum(len(one.seeds) - 1 for one in repeated)
         spread = sum(_squares(one.by_seed(self.tasks)) for one in repeated) / freedom
+        if "items" not in self.noise_of:
+            return spread, 0.0, freedom
         flips = sum(_flips(one, self.tasks) * (len(one.seeds) - 1) for one in repeated) / freedom
+        return spread, flips, freedom
+
+    def _seed_noise(self) -> Floats:
+        """(resamples, mixtures): what other training runs would change, beyond what items show."""
+        spread, flips, freedom = self._runs()
         rng = np.random.default_rng((SEED, 0))
-        variance = spread * freedom / rng.chisquare(freedom, size=(self.resamples, 1))
-        variance = np.maximum(variance - ("items" in self.noise_of) * flips, 0)
+        variance = spread * freedom / rng.chisquare(freedom, size=(self.resamples, 1)) - flips
         runs = np.array([len(one.seeds) for one in self.measured.values()])
         draws = rng.standard_normal((self.resamples, len(runs)))
-        return np.asarray(draws * np.sqrt(variance / runs))
+        return np.asarray(draws * np.sqrt(np.maximum(variance, 0) / runs))
 
 
 def verdict_of(gain: Interval) -> Verdict | None:
@@ -210,12 +220,10 @@ def _flips(measured: Measured, tasks: Sequence[str]) -> float:
 
     Its items' residuals from the additive model of runs and items, averaged like scores are.
     """
-    if not tasks:
-        return 0.0
     total = 0.0
     for task in tasks:
         values = measured.items[task]
         runs, count = values.shape
         rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-        total += float((rest**2).sum()) / ((runs - 1) * max(count - 1, 1)) / count
+        total += float((rest**2).sum()) / ((runs - 1) * (count - 1)) / count
     return total / len(tasks) ** 2

@@ -136,6 +136,9 @@ def search(
     The noise-aware rule ends with a round without trials, in which it looks back at all mixtures
     that the search stood at.
 
+    `resamples`: of the bootstrap that intervals come from. 0 leaves out what reports are made of,
+    intervals and decisions without each task in turn.
+
     Raises `ValueError` if the mixture that others are compared with cannot be scored, and if
     results cannot be compared.
     """
@@ -245,9 +248,9 @@ def _look_back(board: Board, rule: Rule, number: int, steps: Sequence[Step]) -> 
 
 
 def _spare(board: Board) -> tuple[str, ...]:
-    """Tasks that can be left out one at a time."""
+    """Tasks to leave out one at a time."""
     tasks = board.evidence().tasks
-    return tasks if len(tasks) > 1 else ()
+    return tasks if len(tasks) > 1 and board.resamples else ()
 
 
 def _mixtures_beside(pool: Pool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         run_search(settings, told.out or Path("runs", f"search-{settings.name}"), told.retry_failed)
         return 0
+    except KeyboardInterrupt:  # between two rounds; while jobs run, their runner sees to it
+        return 128 + signal.SIGINT
     except JobsFailed as error:
         print(error, file=sys.stderr)
         return 1

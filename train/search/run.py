@@ -98,15 +98,18 @@ class Driver:
         """Search to the end and write the report."""
         settings = self.inputs.settings
         self._begin()
-        choice = search(
-            self.inputs.pool,
-            settings.make_strategy(),
-            settings.make_rule(),
-            self.trials,
-            seeds=settings.seeds,
-            halving=settings.make_halving(),
-            on_round=self._decided,
-        )
+        try:
+            choice = search(
+                self.inputs.pool,
+                settings.make_strategy(),
+                settings.make_rule(),
+                self.trials,
+                seeds=settings.seeds,
+                halving=settings.make_halving(),
+                on_round=self._decided,
+            )
+        finally:
+            self._tell_failures()
         self._keep({choice.chosen}, choice.chosen)
         self.clock.note()
         written = write_report(choice, self._facts(finished=True), self.out)
@@ -119,6 +122,12 @@ class Driver:
         if self.ledger.rows:
             print(f"{self.ledger.path}: {len(self.ledger.by_key)} trials have ended before")
         self.trials.title = "round 1"
+
+    def _tell_failures(self) -> None:
+        failed = [row for row in self.ledger.by_key.values() if row["status"] == "failed"]
+        if failed:
+            names = ", ".join(f"{'+'.join(row['members'])} seed {row['seed']}" for row in failed)
+            print(f"failed: {names}. With --retry-failed they are run again.", flush=True)
 
     def _decided(self, decision: Round) -> None:
         """A round is over: tell, write the report so far, make room."""

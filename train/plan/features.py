@@ -105,7 +105,7 @@ class FeaturePlan:
             )
         if self.gain < WORTH:
             return (
-                f"does not pay: {self._figures}, which is {self.gain:.2g} x as fast where {WORTH} "
+                f"does not pay: {self._figures}, which is {self.gain:.2f} x as fast where {WORTH} "
                 f"is the least; {self._break_even}"
             )
         return None

@@ -85,7 +85,8 @@ def _start(choice: Choice) -> Candidate | None:
 
 def _tiles(choice: Choice, facts: SearchFacts) -> tuple[tuple[str, str], ...]:
     rounds = [each for each in choice.rounds if not is_look_back(choice, each)]
-    tiles = [(str(len(rounds)), "rounds"), (str(len(facts.last_rows)), "trials")]
+    counts = {"round": len(rounds), "trial": len(facts.last_rows)}
+    tiles = [(str(n), f"{name}{'s' * (n != 1)}") for name, n in counts.items()]
     tiles.insert(0, (f"{len(choice.chosen)} of {len(facts.pool)}", "experts kept"))
     if facts.reuse is not None:
         tiles.append((f"{facts.reuse.steps:,}", "training steps"))

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from parity import distance, look
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from eagle_moe.interop.keymap import Plan, Rule, below, make_plan
 from eagle_moe.interop.rules import EAGLE
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.profile import read_profile
+from tests.parity import distance, look
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = Path(os.environ.get("EAGLE_MOE_GOLDENS", ROOT.parent / "shared/goldens/eagle-release"))

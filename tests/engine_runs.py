@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from interrupted import ask_at
-from ranks import on_ranks
-from tiny_run import make_recipe, make_world
+from tests.interrupted import ask_at
+from tests.ranks import on_ranks
+from tests.tiny_run import make_recipe, make_world
 
 LIMIT = 150  # of which a run alone on two cores takes three
 """Seconds after which a process of a run is killed by its own alarm."""

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import make_world
 
+from tests.tiny_run import make_world
 from train.continuing import Continuing
 from train.run import main
 

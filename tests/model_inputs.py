@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from conftest import CANVAS
+
+from tests.conftest import CANVAS
 
 TINY = ("clip-tiny", "convnext-tiny", "pix2struct-tiny", "eva02-tiny", "sam-tiny", "dinov2-tiny")
 """A preset of every kind of ours."""

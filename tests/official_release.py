@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 import yaml
-from official_layout import TINY, TINY_GEOMETRY, X5, Sizes, layout
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from eagle_moe.interop.importer import plan_import, run_import
+from tests.official_layout import TINY, TINY_GEOMETRY, X5, Sizes, layout
 
 
 def random_tensors(keys: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from eagle_release import GOLDENS
 from transformers import PreTrainedTokenizerFast
 
 from eagle_moe.interop.tokenizer import load_release_tokenizer
+from tests.eagle_release import GOLDENS
 
 LLAMA3_SPECIAL = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import make_recipe, make_world
 
+from tests.tiny_run import make_recipe, make_world
 from train.arguments import training_arguments
 from train.recipe import parse_recipe
 from train.stages import StageRun

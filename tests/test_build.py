@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
@@ -18,6 +17,7 @@ from eagle_moe.build import (
     load_tokenizer,
 )
 from eagle_moe.canvas import CLIP_MEAN
+from tests.conftest import make_tokenizer
 
 MODELS = Path(__file__).parents[1] / "configs" / "models"
 LLAMA = {

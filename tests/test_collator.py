@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import CANVAS, make_tokenizer
 
 from eagle_moe.processor import EagleMixProcessor
+from tests.conftest import CANVAS, make_tokenizer
 from train.data import NOT_FOR_THE_MODEL, Collator
 from train.data.dataset import Seen
 from train.data.labels import IGNORE_INDEX

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import make_config
 
 from eagle_moe.config import EagleMixConfig, EagleMixVisionConfig
 from eagle_moe.experts import presets
+from tests.conftest import make_config
 
 
 def test_json_round_trip(tiny_config, tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, make_model
 from transformers import EvalPrediction
 
+from tests.conftest import make_config, make_model
 from train.curve import CurveWriter, SkillMetric, read_curve, score_batch
 from train.data import ConversationDataset, DataSpec
 

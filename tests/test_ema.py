@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import kill_at, make_mixed_world, mixed_recipe, run_on_two
 from safetensors.torch import load_file
-from tiny_run import make_world
-from tiny_trainer import Samples, make_trainer
 from torch import Tensor
 from transformers import TrainerCallback
 
 from eagle_moe.build import load_model
 from eagle_moe.parts import model_tensors
+from tests.engine_runs import kill_at, make_mixed_world, mixed_recipe, run_on_two
+from tests.tiny_run import make_world
+from tests.tiny_trainer import Samples, make_trainer
 from train.learning import learning_names
 from train.recipe import Ema, parse_recipe
 from train.run import run_recipe

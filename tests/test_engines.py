@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import (
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from eagle_moe.build import load_model
+from tests.engine_runs import (
     kill_at,
     logged,
     losses,
@@ -21,10 +25,6 @@ from engine_runs import (
     seen,
     stop_at,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file
-
-from eagle_moe.build import load_model
 from train.recipe import Lora
 from train.run import run_recipe
 from train.signals import STOP_CODE

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import make_mixed_world, mixed_recipe, run_on_two
 from safetensors.torch import load_file, save_file
 
 from eagle_moe.loss import IGNORE_INDEX
+from tests.engine_runs import make_mixed_world, mixed_recipe, run_on_two
 from train.health import HEALTH
 
 needs_deepspeed = pytest.mark.skipif(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import make_recipe, make_world
 from transformers import TrainingArguments
 
+from tests.tiny_run import make_recipe, make_world
 from train.arguments import training_arguments
 from train.engines import ENGINES, Engine, make_engine
 from train.engines.zero import CONFIGS, Zero

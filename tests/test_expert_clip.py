@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from parity import randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
 
 ARCH = {"hidden_size": 48, "heads": 4, "layers": 3, "mlp_size": 80}
 

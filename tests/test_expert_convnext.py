@@ -1,11 +1,11 @@
 """ConvNeXt against timm's own forward pass."""
 
 import torch
-from parity import randomise
 from timm.models.convnext import ConvNeXt
 
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
 
 DIMS, DEPTHS = (8, 12, 16, 24), (1, 2, 2, 1)
 

@@ -1,7 +1,6 @@
 """DINOv2 against transformers' models, with registers and without."""
 
 import torch
-from parity import randomise
 from transformers import (
     Dinov2Config,
     Dinov2Model,
@@ -11,6 +10,7 @@ from transformers import (
 
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
 
 SIZES = {
     "hidden_size": 48,

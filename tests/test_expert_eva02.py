@@ -1,10 +1,10 @@
 """EVA-02 against timm's Eva where the two meet (global attention), and windows against crops."""
 
 import torch
-from upstream_models import timm_eva
 
 from eagle_moe.experts import build_expert, eva02, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.upstream_models import timm_eva
 
 
 @torch.no_grad()

@@ -4,10 +4,10 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import _build_vision_tower
-from parity import randomise
 
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
 
 SMALL = {"layers": 2, "width": 64, "head_width": 16}
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from parity import randomise
 from transformers import Pix2StructImageProcessor, Pix2StructVisionConfig, Pix2StructVisionModel
 
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
 
 ARCH = {
     "patch_size": 16,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from parity import randomise
-from upstream_models import sam_encoder
 
 from eagle_moe.experts import build_expert, resolve_expert, sam
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
+from tests.upstream_models import sam_encoder
 
 pytest.importorskip("segment_anything")
 

@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from parity import randomise
 
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.experts.check import distance
+from tests.parity import randomise
 
 VIT = "vit_tiny_patch16_224"
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_model
-from tiny_run import make_world
 
 from eagle_moe.canvas import load_image, to_canvas
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor
+from tests.conftest import make_config, make_model
+from tests.tiny_run import make_world
 from train.data import DataSpec
 from train.data.write_shards import write_shards
 from train.features import FeatureCollator, FeatureDataset, FeatureStore, MapFile, image_of

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from eagle_moe.build import build_config
 from eagle_moe.loss import label_loss
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import LANGUAGE_MODEL
+from tests.conftest import make_config, make_model
 from train.flops import Flops, model_flops, training_factors
 from train.learning import open_parts
 from train.recipe import load_recipe

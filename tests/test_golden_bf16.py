@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from eagle_release import (
+from torch import Tensor
+
+from eagle_moe.experts import VisionExpert, eva02, sam
+from tests.eagle_release import (
     SINGLE,
     X5,
     config,
@@ -28,10 +31,7 @@ from eagle_release import (
     read,
     tower,
 )
-from parity import distance, look
-from torch import Tensor
-
-from eagle_moe.experts import VisionExpert, eva02, sam
+from tests.parity import distance, look
 
 TOWERS = [(file, group) for file in SINGLE for group in groups(outputs(file, inputs=""))]
 

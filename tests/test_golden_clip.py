@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from eagle_release import (
+from torch import Tensor
+
+from eagle_moe.experts import clip
+from tests.eagle_release import (
     WRONG,
     as_output,
     assert_same,
@@ -16,10 +19,7 @@ from eagle_release import (
     read,
     tower,
 )
-from parity import distance, look, recorded
-from torch import Tensor
-
-from eagle_moe.experts import clip
+from tests.parity import distance, look, recorded
 
 NAMES = outputs("clip", inputs=r"px\d+\.input_u8")
 GROUPS = groups(NAMES)

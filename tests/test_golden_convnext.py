@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch.nn.functional as F
-from eagle_release import (
+from torch import Tensor
+
+from tests.eagle_release import (
     WRONG,
     as_output,
     assert_same,
@@ -14,8 +16,7 @@ from eagle_release import (
     read,
     tower,
 )
-from parity import distance, look, recorded
-from torch import Tensor
+from tests.parity import distance, look, recorded
 
 NAMES = outputs("convnext", inputs=r"px\d+\.input_u8")
 GROUPS = groups(NAMES)

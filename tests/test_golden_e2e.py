@@ -13,19 +13,6 @@ from functools import cache
 
 import pytest
 import torch
-from eagle_release import (
-    GOLDENS,
-    LOGIT,
-    LOSS,
-    assert_same,
-    config,
-    load,
-    official,
-    outputs,
-    read,
-    release_model,
-)
-from parity import distance, recorded
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -37,6 +24,19 @@ from eagle_moe.model import (
     EagleMixForConditionalGeneration,
     EagleMixModel,
 )
+from tests.eagle_release import (
+    GOLDENS,
+    LOGIT,
+    LOSS,
+    assert_same,
+    config,
+    load,
+    official,
+    outputs,
+    read,
+    release_model,
+)
+from tests.parity import distance, recorded
 
 INPUTS = r"attention_mask|labels|images_u8|(two_images\.)?(input_ids|labels)|generate\.prompt_ids"
 NAMES = outputs("e2e", INPUTS)

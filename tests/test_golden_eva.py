@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from eagle_release import (
+from torch import Tensor
+
+from eagle_moe.experts import eva02
+from tests.eagle_release import (
     WRONG,
     as_output,
     assert_same,
@@ -20,10 +23,7 @@ from eagle_release import (
     read,
     tower,
 )
-from parity import look, recorded
-from torch import Tensor
-
-from eagle_moe.experts import eva02
+from tests.parity import look, recorded
 
 NAMES = outputs("eva", inputs=r"px\d+\.input_u8")
 GROUPS = groups(NAMES)

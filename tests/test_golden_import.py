@@ -11,7 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from eagle_release import (
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import eagle_moe
+from eagle_moe.cli import main
+from tests.eagle_release import (
     GOLDENS,
     LOGIT,
     LOSS,
@@ -21,14 +26,9 @@ from eagle_release import (
     official,
     read,
 )
-from official_layout import X5
-from official_release import write_weights
-from release_tokenizers import write_sentencepiece
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-import eagle_moe
-from eagle_moe.cli import main
+from tests.official_layout import X5
+from tests.official_release import write_weights
+from tests.release_tokenizers import write_sentencepiece
 
 eagle_moe.register()
 pytestmark = needs_goldens

@@ -7,7 +7,12 @@ from functools import cache
 
 import pytest
 import torch
-from eagle_release import (
+from torch import Tensor, nn
+
+from eagle_moe.experts import build_expert
+from eagle_moe.fusion import FUSIONS
+from eagle_moe.model import EagleMixForConditionalGeneration
+from tests.eagle_release import (
     KINDS,
     RELATIVE,
     WRONG,
@@ -22,12 +27,7 @@ from eagle_release import (
     outputs,
     read,
 )
-from parity import distance, recorded
-from torch import Tensor, nn
-
-from eagle_moe.experts import build_expert
-from eagle_moe.fusion import FUSIONS
-from eagle_moe.model import EagleMixForConditionalGeneration
+from tests.parity import distance, recorded
 
 FILES = ("mixture_small", "mixture_real")
 NAMES = [(file, name) for file in FILES for name in outputs(file, inputs="input(_base)?_u8")]

@@ -10,7 +10,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from eagle_release import (
+from torch import Tensor
+
+from eagle_moe.canvas import resize
+from eagle_moe.experts import VisionExpert
+from tests.eagle_release import (
     WRONG,
     as_output,
     assert_same,
@@ -22,11 +26,7 @@ from eagle_release import (
     read,
     tower,
 )
-from parity import look, recorded
-from torch import Tensor
-
-from eagle_moe.canvas import resize
-from eagle_moe.experts import VisionExpert
+from tests.parity import look, recorded
 
 NAMES = outputs("pix2struct", inputs=r"px\d+\.(input_u8|patch_rows_index)")
 GROUPS = groups(NAMES)

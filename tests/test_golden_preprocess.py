@@ -10,13 +10,13 @@ from functools import cache
 from typing import Literal
 
 import pytest
-from eagle_release import WRONG, assert_same, groups, outputs, read
-from parity import distance
 from PIL import Image
 from torch import Tensor
 
 from eagle_moe.canvas import ViewSpec, cut_view, to_canvas
 from eagle_moe.image_processor import EagleMixImageProcessor
+from tests.eagle_release import WRONG, assert_same, groups, outputs, read
+from tests.parity import distance
 
 NAMES = outputs("preprocess", inputs=r"img\d+\.hwc_u8")
 GROUPS = groups(NAMES)

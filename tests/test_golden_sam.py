@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from eagle_release import (
+from torch import Tensor
+
+from eagle_moe.experts import sam
+from tests.eagle_release import (
     WRONG,
     as_output,
     assert_same,
@@ -15,10 +18,7 @@ from eagle_release import (
     read,
     tower,
 )
-from parity import look, recorded
-from torch import Tensor
-
-from eagle_moe.experts import sam
+from tests.parity import look, recorded
 
 NAMES = outputs("sam", inputs=r"px\d+\.(input_u8|pos_embed_override)")
 GROUPS = groups(NAMES)

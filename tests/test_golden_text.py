@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from eagle_release import GOLDENS, needs_goldens
-from release_tokenizers import golden_tokenizer, write_golden_tokenizer
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from eagle_moe.image_processor import EagleMixImageProcessor
 from eagle_moe.interop.tokenizer import release_template
 from eagle_moe.processor import EagleMixProcessor, read_template
+from tests.eagle_release import GOLDENS, needs_goldens
+from tests.release_tokenizers import golden_tokenizer, write_golden_tokenizer
 from train.data.labels import IGNORE_INDEX, Encoder
 from train.data.records import Record, parse_record
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from tiny_trainer import START, Samples, collate, make_trainer
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from eagle_moe.loss import IGNORE_INDEX
 from eagle_moe.parts import model_tensors
+from tests.ranks import on_ranks
+from tests.tiny_trainer import START, Samples, collate, make_trainer
 from train.engines import Engine, make_engine
 from train.health import HEALTH, HealthLog, HealthRules
 from train.moved import TrainingFault

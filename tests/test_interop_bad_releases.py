@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from official_layout import TINY_GEOMETRY
-from official_release import do_import, write_world
 from safetensors.torch import load_file, save_file
 
 from eagle_moe.checkpoint import SaveFailed
 from eagle_moe.cli import main
 from eagle_moe.interop import importer, stream
 from eagle_moe.interop.importer import plan_import
+from tests.official_layout import TINY_GEOMETRY
+from tests.official_release import do_import, write_world
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from originals import spec_of
 from safetensors.torch import save_file
 
 from eagle_moe.experts import resolve_expert
 from eagle_moe.interop import fetch as fetching
 from eagle_moe.interop.fetch import CONFIGS, fetch, is_hub_id, named_place
 from eagle_moe.interop.shards import OPEN_CLIP_STEMS, STEMS
+from tests.originals import spec_of
 
 
 class Hub:

@@ -9,15 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from official_layout import TINY_GEOMETRY, X4, X5, Sizes, layout
-from official_release import (
-    do_import,
-    official_tokenizer,
-    release_config,
-    write_release,
-    write_weights,
-    write_world,
-)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -31,6 +22,15 @@ from eagle_moe.interop.importer import REPORT
 from eagle_moe.interop.keymap import make_plan
 from eagle_moe.parts import all_parts, model_tensors
 from eagle_moe.profile import Profile
+from tests.official_layout import TINY_GEOMETRY, X4, X5, Sizes, layout
+from tests.official_release import (
+    do_import,
+    official_tokenizer,
+    release_config,
+    write_release,
+    write_weights,
+    write_world,
+)
 
 eagle_moe.register()
 MODELS = Path(__file__).parents[1] / "configs" / "models"

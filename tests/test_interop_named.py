@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 from open_clip.model import CLIP
-from originals import as_map, distance, load, pixels, spec_of, swap
-from parity import randomise
 from safetensors.torch import save_file
 from timm.models.convnext import ConvNeXt
 
 from eagle_moe.interop.originals import find_original, load_original
+from tests.originals import as_map, distance, load, pixels, spec_of, swap
+from tests.parity import randomise
 
 
 def save(state, path):

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from originals import spec_of
 from safetensors.torch import save_file
 
 from eagle_moe.experts import EXPERTS, build_expert, resolve_expert
 from eagle_moe.interop.originals import FORMATS, Original, find_original, load_original
 from eagle_moe.interop.shards import Shard
+from tests.originals import spec_of
 
 SPEC = resolve_expert("clip-tiny")
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from eagle_release import config, needs_goldens, read
-from originals import distance, load, pixels, spec_of, swap
-from parity import randomise
-from upstream_models import sam_encoder, timm_eva
 
 from eagle_moe.canvas import CLIP_MEAN, CLIP_STD
 from eagle_moe.experts import build_expert, resolve_expert
 from eagle_moe.interop.originals import find_original, load_original
+from tests.eagle_release import config, needs_goldens, read
+from tests.originals import distance, load, pixels, spec_of, swap
+from tests.parity import randomise
+from tests.upstream_models import sam_encoder, timm_eva
 
 modeling = pytest.importorskip("segment_anything.modeling")
 

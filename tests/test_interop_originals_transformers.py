@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from originals import as_map, distance, load, pixels, spec_of, swap_in_file
-from parity import randomise
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -29,6 +27,8 @@ from transformers import (
 )
 
 from eagle_moe.interop.originals import find_original
+from tests.originals import as_map, distance, load, pixels, spec_of, swap_in_file
+from tests.parity import randomise
 
 WEIGHTS = "model.safetensors"
 

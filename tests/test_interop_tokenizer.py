@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from release_tokenizers import pieces, write_llama3, write_sentencepiece
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from eagle_moe.interop.tokenizer import load_release_tokenizer, release_template
+from tests.release_tokenizers import pieces, write_llama3, write_sentencepiece
 
 SENTENCES = [
     "A chat between a curious user and an artificial intelligence assistant.",

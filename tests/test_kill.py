@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import transformers.trainer
-from interrupted import STEPS, Attempt, Recipe, at_steps, make_hard_world, put, result
-from tiny_run import make_world
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
 import train.run
+from tests.interrupted import STEPS, Attempt, Recipe, at_steps, make_hard_world, put, result
+from tests.tiny_run import make_world
 from train.continuing import Continuing
 from train.curve import CurveWriter
 from train.resume import ResumePoints

@@ -9,10 +9,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conversations import CONVERSATIONS, conversation
-from tokenizer_families import FAMILIES, TOKENS_PER_IMAGE, byte_level, make_processor, metaspace
 
 from eagle_moe.processor import read_template
+from tests.conversations import CONVERSATIONS, conversation
+from tests.tokenizer_families import (
+    FAMILIES,
+    TOKENS_PER_IMAGE,
+    byte_level,
+    make_processor,
+    metaspace,
+)
 from train.data.labels import IGNORE_INDEX, Encoder
 from train.data.records import parse_record
 

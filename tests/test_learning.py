@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import make_config, make_model
 
 from eagle_moe.experts.registry import presets
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import expert_part, expert_prefix, part_of
+from tests.conftest import make_config, make_model
 from train.learning import (
     block_depths,
     frozen_modules,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config, make_model
 from peft import PeftModel
 
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import part_blocks, part_of
+from tests.conftest import make_config, make_model
 from train.learning import learning_names, learning_parts
 from train.lora import add_lora, merge_lora
 from train.quantize import linears

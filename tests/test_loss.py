@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_config, make_model
 from torch import Tensor, nn
 
 import eagle_moe.loss
 from eagle_moe.loss import IGNORE_INDEX, LanguageModelHead, label_loss
 from eagle_moe.model import EagleMixForConditionalGeneration
+from tests.conftest import make_config, make_model
 from train.logit_memory import peak_logit_bytes
 
 WIDTH, VOCABULARY = 16, 101

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_config
-from model_inputs import canvases, prompt
 from transformers import LlamaForCausalLM
 
 from eagle_moe.model import EagleMixForConditionalGeneration, EagleMixVisionModel
+from tests.conftest import make_config
+from tests.model_inputs import canvases, prompt
 
 
 def as_llama(model: EagleMixForConditionalGeneration) -> LlamaForCausalLM:

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from conftest import make_config, make_model
-from model_inputs import TINY, TOKENS, canvases, prompt
 
 from eagle_moe.model import EagleMixVisionModel
+from tests.conftest import make_config, make_model
+from tests.model_inputs import TINY, TOKENS, canvases, prompt
 
 GENERATE = {"max_new_tokens": 6, "do_sample": False}
 

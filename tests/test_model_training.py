@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_config, make_model
-from model_inputs import TINY, canvases, prompt
 
 from eagle_moe.model import EagleMixForConditionalGeneration
+from tests.conftest import make_config, make_model
+from tests.model_inputs import TINY, canvases, prompt
 
 
 def test_gradients_reach_every_parameter():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_config, make_model
-from model_inputs import TINY, TOKENS, canvases
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.conftest import make_config, make_model
+from tests.model_inputs import TINY, TOKENS, canvases
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from conftest import make_config, make_model
-from model_inputs import TINY, canvases, prompt
 
 from eagle_moe.model import EagleMixForConditionalGeneration
+from tests.conftest import make_config, make_model
+from tests.model_inputs import TINY, canvases, prompt
 
 TIMM_EVA02 = {  # rotary tables and a zero key bias, in buffers that are not saved
     "kind": "timm:eva02_tiny_patch14_224",

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_trainer import START, changed, make_trainer
 from transformers import TrainerCallback
 
 from eagle_moe.parts import part_of
+from tests.tiny_trainer import START, changed, make_trainer
 from train.moved import TrainingFault
 
 

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, make_model
-from interrupted import without_times
 from safetensors.torch import load_file
-from tiny_run import make_world
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -21,6 +18,9 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from tests.conftest import make_config, make_model
+from tests.interrupted import without_times
+from tests.tiny_run import make_world
 from train.data import (
     NOT_FOR_THE_MODEL,
     Collator,

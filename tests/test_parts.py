@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import make_config, make_model
 
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import (
@@ -18,6 +17,7 @@ from eagle_moe.parts import (
     tensor_hash,
     tensor_hashes,
 )
+from tests.conftest import make_config, make_model
 
 EXPERTS = ("clip", "convnext")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import make_world
 
 from eagle_moe.build import build_config
 from eval.page import show_bytes, show_seconds
+from tests.tiny_run import make_world
 from train.data.write_shards import write_shards
 from train.flops import model_flops
 from train.plan.disk import Disk, measure_disk

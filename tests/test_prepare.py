@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_run import make_world, recipe_in
 
 from eagle_moe.parts import part_modules
+from tests.tiny_run import make_world, recipe_in
 from train.learning import learning_parts
 from train.prepare import empty_model, prepare
 from train.recipe import parse_recipe

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from eagle_moe.processor import TEMPLATES, EagleMixProcessor, read_template
+from tests.conftest import make_tokenizer
 
 TOKENS = 16
 SYSTEM = (

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lora import distance, disturb, logits
-from tiny_run import make_world
 
 from eagle_moe.build import load_model
 from eagle_moe.model import EagleMixForConditionalGeneration
+from tests.test_lora import distance, disturb, logits
+from tests.tiny_run import make_world
 from train.lora import add_lora, merge_lora
 from train.quantize import dequantize_linears, linears, quantize_linears
 from train.recipe import Lora, parse_recipe

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_run import make_world
 
 from eagle_moe.build import build_config, build_model
 from eagle_moe.parts import all_parts, part_of
+from tests.tiny_run import make_world
 from train.recipe import load_recipe, parse_recipe
 from train.stages import stage_runs
 

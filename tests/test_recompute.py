@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_model
 from torch import nn
 
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import part_blocks, part_modules
+from tests.conftest import make_config, make_model
 from train.learning import open_parts
 from train.recompute import recompute_blocks
 

@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
-from conversations import conversation
-from tokenizer_families import make_processor, metaspace
 
 from eagle_moe.processor import read_template
+from tests.conversations import conversation
+from tests.tokenizer_families import make_processor, metaspace
 from train.data import DataSpec, build_dataset, check_supervision
 from train.data.examine import examine
 from train.data.labels import IGNORE_INDEX, Encoder

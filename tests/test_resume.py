@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_trainer import START, Samples, make_trainer
 from transformers import TrainerCallback
 
 from eagle_moe.checkpoint import SaveFailed, read_complete
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import model_tensors
+from tests.tiny_trainer import START, Samples, make_trainer
 from train.resume import LEARNING
 from train.workspace import last_point
 

@@ -13,11 +13,11 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_run import make_recipe, make_world, recipe_in
 
 from eagle_moe.build import load_model
 from eagle_moe.checkpoint import SaveFailed, read_complete, read_provenance
 from eagle_moe.processor import EagleMixProcessor
+from tests.tiny_run import make_recipe, make_world, recipe_in
 from train.progress import ProgressReport
 from train.recipe import parse_recipe
 from train.run import main, run_recipe, run_stage

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from eagle_moe.build import build_config
 from eagle_moe.parts import LANGUAGE_MODEL, part_of
 from eval.speed.seconds import median_seconds
+from tests.conftest import make_config, make_model
 from train.flops import Flops
 from train.recipe import load_recipe
 from train.search.cost import mixture_cost

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from paper_search import BASE, FIG_4, POOL, paper_choice
 from PIL import Image
 
+from tests.paper_search import BASE, FIG_4, POOL, paper_choice
 from train.search.report import Clock, Reuse, SearchFacts, write_report
 from train.search.report.__main__ import main
 from train.search.report.content import build_document

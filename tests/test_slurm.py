@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import make_world
 
 from eagle_moe.checkpoint import read_complete
+from tests.tiny_run import make_world
 from train.recipe import load_recipe
 from train.run import main as run_main
 from train.slurm.submit import SCRIPT, commands, main, submit

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_run import make_recipe, make_world
 
 from eagle_moe.checkpoint import (
     Complete,
@@ -18,6 +17,7 @@ from eagle_moe.checkpoint import (
     write_provenance,
 )
 from eagle_moe.parts import all_parts
+from tests.tiny_run import make_recipe, make_world
 from train.recipe import parse_recipe
 from train.sources import Origin, check_sources, find_origins, run_identity
 from train.stages import StageRun, stage_runs

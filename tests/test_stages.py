@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import make_world
 
+from tests.tiny_run import make_world
 from train.recipe import Recipe, parse_recipe
 from train.stages import stage_runs
 

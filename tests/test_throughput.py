@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from tiny_trainer import Samples, collate, make_trainer
 from transformers import TrainerCallback
 
 from eagle_moe.loss import IGNORE_INDEX
+from tests.ranks import on_ranks
+from tests.tiny_trainer import Samples, collate, make_trainer
 from train.continuing import Continuing
 from train.engines import make_engine
 from train.flops import model_flops

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_trainer import START, Samples, changed, make_trainer
 from torch import Tensor, nn
 
 from eagle_moe.parts import model_tensors, part_modules, part_of
+from tests.tiny_trainer import START, Samples, changed, make_trainer
 from train.health import HealthRules
 from train.learning import learning_names, open_parts
 from train.moved import MovedCheck, TrainingFault

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_run import make_recipe, make_world
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from eagle_moe.build import build_config
 from eagle_moe.experts import resolve_expert
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import PROJECTOR, model_tensors, part_of
+from tests.conftest import make_tokenizer
+from tests.tiny_run import make_recipe, make_world
 from train.recipe import parse_recipe
 from train.sources import find_origins
 from train.stages import stage_runs

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import make_world
 from transformers.trainer_utils import rotate_checkpoints
 
 from eagle_moe.checkpoint import Complete, write_checkpoint
+from tests.tiny_run import make_world
 from train.jobs import DirectoryBusy
 from train.recipe import parse_recipe
 from train.stages import StageRun

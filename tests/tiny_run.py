@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import CANVAS, make_config, make_model, make_tokenizer
 from PIL import Image
 from transformers import LlamaForCausalLM
 
 from eagle_moe.checkpoint import save_expert
+from tests.conftest import CANVAS, make_config, make_model, make_tokenizer
 
 EXPERTS = ("clip", "convnext")
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}

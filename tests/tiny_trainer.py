@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_config, make_model
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
@@ -16,6 +15,7 @@ from transformers import TrainingArguments
 from eagle_moe.checkpoint import Complete
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.parts import model_tensors
+from tests.conftest import make_config, make_model
 from train.learning import open_parts
 from train.trainer import StageTrainer
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from parity import randomise
 from timm.models.eva import Eva
 from torch import nn
+
+from tests.parity import randomise
 
 
 def timm_eva() -> Eva:

@@ -6,16 +6,15 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from eagle_moe.answer import Answerer, Conversation
 from eagle_moe.schema import Schema, load_yaml
-from eval.answer import CheckpointAnswerer
-from eval.items import Item, hash_items
 
 LIBRARIES = (
     "eagle-moe",
@@ -27,6 +26,9 @@ LIBRARIES = (
     "open_clip_torch",
     "numpy",
     "pillow",
+    "lmms_eval",
+    "datasets",
+    "Levenshtein",
 )
 RECIPE = "recipe.yaml"
 """Name of the resolved recipe in a checkpoint folder."""
@@ -60,7 +62,8 @@ class Identity(Schema):
       the lines that `sha256sum *.safetensors` prints.
     - `recipe`: the resolved training recipe, if the checkpoint carries one.
     - `prompt`: the first item's, as rendered; `template_sha256` is of the chat template.
-    - `decoding`: what `generate` was told, with what the checkpoint's own generation config adds.
+    - `decoding`: what `generate` was told, with what the checkpoint's own generation config adds,
+      and `until`, the texts before which an answer was cut.
     - `batch_size` of each of the `processes` that shared the questions.
     - `device`: `cpu`, or the name of the GPU.
     """
@@ -85,22 +88,29 @@ class Identity(Schema):
 
 def identify(
     folder: str | Path,
-    answerer: CheckpointAnswerer,
-    items: Sequence[Item],
-    data: str | Path,
+    answerer: Answerer,
+    task: Task,
+    conversation: Conversation,
+    settings: Mapping[str, Any],
     batch_size: int,
+    processes: int = 1,
 ) -> Identity:
-    """The identity of a score of checkpoint `folder` on `items`, which were read from `data`."""
+    """The identity of a score of checkpoint `folder` on `task`.
+
+    - `conversation`: the first question, whose prompt is kept.
+    - `settings`: what the task asks of `Answerer.generate`.
+    """
     template = json.dumps(answerer.processor.chat_template, sort_keys=True)
     return Identity(
         weights_sha256=hash_weights(folder),
         model_type=answerer.model.config.model_type,
         recipe=_recipe(Path(folder)),
-        task=_task(Path(data), items, answerer.images),
+        task=task,
         template_sha256=hashlib.sha256(template.encode()).hexdigest(),
-        prompt=answerer.prompt(items[0]),
-        decoding=_decoding(answerer),
+        prompt=answerer.prompt(conversation),
+        decoding=_decoding(answerer, settings),
         batch_size=batch_size,
+        processes=processes,
         dtype=str(answerer.model.dtype).removeprefix("torch."),
         device=_device_name(answerer.model.device),
         versions=library_versions(),
@@ -155,25 +165,13 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     return load_yaml(folder / RECIPE) if (folder / RECIPE).is_file() else None
 
 
-def _task(data: Path, items: Sequence[Item], images: Literal["keep", "drop"]) -> Task:
-    made = (data if data.is_dir() else data.parent) / "suite.json"
-    suite = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
-    return Task(
-        name="eagle_skills",
-        version=str(suite["version"]) if "version" in suite else None,
-        config_sha256="",
-        dataset=None,
-        seed=suite.get("seed"),
-        split="test" if data.is_dir() else data.stem,
-        data_sha256=hash_items(items),
-        images=images,
-    )
-
-
-def _decoding(answerer: CheckpointAnswerer) -> dict[str, Any]:
+def _decoding(answerer: Answerer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    told = dict(settings)
+    until = list(told.pop("until", ()))
     own = answerer.model.generation_config.to_diff_dict()
     own.pop("transformers_version", None)
-    return own | answerer.decoding
+    used = own | answerer.decoding(**told) | {"until": until}
+    return {key: value for key, value in used.items() if value is not None}
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,14 +1,19 @@
-"""Evaluate a checkpoint on a suite: `python -m eval.run --model DIR --data DIR --out DIR`.
+"""Evaluate a checkpoint: `python -m eval.run --model DIR --tasks skills --data SUITE --out DIR`.
 
-Writes `items.jsonl.gz` (every question with its answer) and `card.json` (accuracy with intervals,
-and the identity of the score) into the folder of its task, `OUT/eagle_skills`.
+Writes `OUT/<task>/items.jsonl.gz` (every question with its answer) and `OUT/<task>/card.json` (the
+scores with intervals, and their identity). The work is done by lmms-eval in a process of its own,
+or in several (`--processes`); what that prints is in `OUT/harness.log`.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator, Sequence
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eval.answer import CheckpointAnswerer, Images, OnProgress, answer_items, write_answers
-from eval.card import ACCURACY, CARD, SKILLS, Card, count
-from eval.identity import Identity, identify
-from eval.items import Item, read_items
+from eagle_moe.answer import Images
+from eval.answer import OnProgress
+from eval.card import CARD, SKILLS, Card, Score
+from eval.harness import MARK, RunFailed, Settings, run_tasks
+from eval.items import read_items
+from eval.tasks.catalogue import expand
+
+LOG = "harness.log"
+ROOT = Path(__file__).parents[1]
+SECONDS_TO_END = 10
+"""That the harness has to end when it is told to, before it is killed."""
+ERRORS = {"FileNotFoundError": FileNotFoundError, "RunFailed": RunFailed}
 
 
 def evaluate(
@@ -48,68 +61,130 @@ def evaluate(
 
     Raises `FileNotFoundError` or `ValueError` for a folder that is no checkpoint or no suite.
     """
-    out = Path(out) / SKILLS
-    items = read_items(data, limit)
-    answerer = CheckpointAnswerer.load(model, images, max_new_tokens, device, dtype)
-    answerer.check(items)
-    identity = identify(model, answerer, items, data, batch_size)
-    card = _finished(out, identity)
-    if card is None:
-        card = _ask(answerer, items, identity, out, str(model), progress)
-    elif progress is not None:
-        progress(len(items), len(items), "finished before")
+    settings = {
+        "model": str(model),
+        "tasks": [SKILLS],
+        "data": str(data),
+        "out": str(out),
+        "images": images,
+        "limit": limit,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "device": device,
+        "dtype": dtype,
+    }
+    (card,) = run(Settings.parse(settings, "evaluate"), progress=progress).values()
     return card.dump()
 
 
-def _ask(
-    answerer: CheckpointAnswerer,
-    items: Sequence[Item],
-    identity: Identity,
-    out: Path,
-    model: str,
-    progress: OnProgress | None,
-) -> Card:
-    """Answer what is not answered yet, and leave answers and card in `out`."""
-    part = out / f"answers.{identity.sha256[:12]}.part.jsonl"
-    before = part.read_bytes().count(b"\n") if part.exists() else 0
-    start = time.perf_counter()
-    answers = answer_items(items, answerer, part, identity.batch_size, progress)
-    seconds = time.perf_counter() - start
-    card = Card(
-        model=model,
-        primary=ACCURACY,
-        metrics=count(answers, [ACCURACY]),
-        means=[ACCURACY],
-        identity=identity,
-        seconds=round(seconds, 3),
-        questions_per_second=round((len(answers) - before) / seconds, 2),
-    )
-    (out / CARD).unlink(missing_ok=True)  # never a card beside answers that are not its own
-    write_answers(out, answers)
-    card.save(out)
-    for stale in out.glob("answers.*.part.jsonl"):
-        stale.unlink()
-    return card
+def run(
+    settings: Settings, processes: int = 1, progress: OnProgress | None = None
+) -> dict[str, Card]:
+    """Run the tasks in a process of their own, or in several by torchrun; task -> card.
+
+    Raises `FileNotFoundError`, `ValueError` or `RunFailed` as the harness did, and `RuntimeError`
+    with the end of its log if it died.
+    """
+    _check(settings)
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, (out / LOG).open("a", encoding="utf-8") as log:
+        path = Path(folder, "settings.json")
+        path.write_text(json.dumps(settings.dump()), encoding="utf-8")
+        command = [sys.executable, "-m"]
+        if processes > 1:
+            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            command += ["-m"]
+        code, error = _follow([*command, "eval.harness", str(path)], log, progress)
+    if error is not None:
+        raise ERRORS.get(error["type"], ValueError)(error["message"])
+    if code != 0:
+        end = (out / LOG).read_text(encoding="utf-8").splitlines()[-20:]
+        raise RuntimeError(f"the harness ended with {code}; {out / LOG} ends:\n" + "\n".join(end))
+    return {task: Card.load(out / task) for task in settings.tasks}
 
 
-def _finished(out: Path, identity: Identity) -> Card | None:
-    if not (out / CARD).is_file():
-        return None
-    card = Card.load(out)
-    return card if card.identity == identity else None
+def _check(settings: Settings) -> None:
+    """What can be seen without starting a process."""
+    if not (Path(settings.model) / "config.json").is_file():
+        raise ValueError(f"{settings.model}: not a checkpoint folder (it has no config.json).")
+    if SKILLS in settings.tasks:
+        if settings.data is None:
+            raise ValueError("data: say where the suite is (python -m eval.skills.suite makes it).")
+        read_items(settings.data, settings.limit)
+    elif settings.data is not None and not Path(settings.data).is_dir():
+        raise FileNotFoundError(f"{settings.data}: no such folder. Give that of the data sets.")
+
+
+def _follow(
+    command: list[str], log: Any, progress: OnProgress | None
+) -> tuple[int, dict[str, Any] | None]:
+    """Run `command`, report its progress, and end it if this process is interrupted."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    error = None
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with subprocess.Popen(
+        command,
+        env=environment | {"PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if not line.startswith(MARK):
+                    log.write(line)
+                    continue
+                told = json.loads(line.removeprefix(MARK))
+                if told["kind"] == "error":
+                    error = error or told
+                elif progress is not None:
+                    progress(told["done"], told["total"], told["note"])
+        except BaseException:
+            _end(process)
+            raise
+        return process.wait(), error
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def print_card(card: Card, console: Console | None = None) -> None:
-    """Accuracy in total and per skill, as a table in the terminal."""
+    """Every metric, in total and per part, as a table in the terminal."""
     console = console or Console()
-    console.print(f"{card.model}, images: {card.identity.task.images}", soft_wrap=True)
-    table = Table("skill")
-    for heading in ("right", "95 % interval", "questions"):
+    task = card.identity.task
+    asked = f"{card.questions_per_second:g} questions/s"
+    if card.images_seen:
+        asked += f"; {card.images_encoded} images encoded for {card.images_seen} shown"
+    console.print(f"{card.model}, {card.task}, images: {task.images} ({asked})", soft_wrap=True)
+    table = Table("metric")
+    for heading in ("score", "95 % interval", "questions"):
         table.add_column(heading, justify="right")
-    for skill, score in card.accuracy.items():
-        interval = f"{score.low:.1%} to {score.high:.1%}"
-        table.add_row(skill, f"{score.mean:.1%}", interval, str(score.n))
+    for metric, parts in card.metrics.items():
+        for part, score in parts.items():
+            name = f"{metric}, {part}" if len(parts) > 1 else metric
+            table.add_row(name, *_shown(score))
+    for metric, why in card.not_run.items():
+        table.add_row(metric, "not run", why, "")
     console.print(table)
+    for note in card.notes:
+        console.print(note, soft_wrap=True)
+
+
+def _shown(score: Score) -> tuple[str, str, str]:
+    if score.low is None or score.high is None:
+        return f"{score.value:.4g}", "", str(score.n)
+    if score.low >= 0 and score.high <= 1:
+        interval = f"{score.low:.1%} to {score.high:.1%}"
+        return f"{score.value:.1%}", interval, str(score.n)
+    return f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}", str(score.n)
 
 
 @contextmanager
@@ -132,24 +207,46 @@ def progress_bar(label: str) -> Iterator[OnProgress]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a suite.")
-    parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--data", required=True, help="suite folder, or its test.jsonl")
-    parser.add_argument("--out", required=True, help="folder for the scores")
-    parser.add_argument("--images", choices=["keep", "drop"], default="keep")
-    parser.add_argument("--limit", type=int, help="ask only that many questions")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    dtypes = ["auto", "float32", "bfloat16", "float16"]
-    parser.add_argument("--dtype", default="auto", choices=dtypes, help="auto: that of the weights")
+    parser = _parser()
     options = vars(parser.parse_args(arguments))
+    processes = options.pop("processes")
     try:
-        with progress_bar(Path(options["model"]).name) as report:
-            card = evaluate(**options, progress=report)
+        options["tasks"] = expand(options["tasks"].split(","))
+        settings = Settings.parse(options, "arguments")
+        cards = _cards(settings, processes)
     except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    print_card(Card.parse(card, CARD))
+    except RuntimeError as error:
+        parser.exit(1, f"{error}\n")
+    for card in cards.values():
+        print_card(card)
+
+
+def _cards(settings: Settings, processes: int) -> dict[str, Card]:
+    """Under torchrun this process is one of several already; else it starts what does the work."""
+    if "RANK" in os.environ:
+        _check(settings)
+        return run_tasks(settings)
+    with progress_bar(Path(settings.model).name) as report:
+        return run(settings, processes, report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint.")
+    add = parser.add_argument
+    add("--model", required=True, help="checkpoint folder")
+    add("--tasks", default="skills", help="skills, or names of lmms-eval's tasks, with commas")
+    add("--data", help="the suite's folder or its test.jsonl; folder of local copies; then offline")
+    add("--out", required=True, help=f"folder for the scores, OUT/<task>/{CARD}")
+    add("--images", choices=["keep", "drop"], default="keep")
+    add("--limit", type=int, help="ask only that many questions of each task")
+    add("--batch-size", type=int, default=16)
+    add("--max-new-tokens", type=int, help="cap of an answer (default: 16 for skills, else 1024)")
+    add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    dtypes = ["auto", "float32", "bfloat16", "float16"]
+    add("--dtype", default="auto", choices=dtypes, help="auto: that of the weights")
+    add("--processes", type=int, default=1, help="that share the questions, such as one per GPU")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,17 +1,31 @@
-"""eval/run.py: a checkpoint folder and a suite in, answers and a card out."""
+"""eval/run.py: a checkpoint folder and a suite in, cards out; the work in processes of its own."""
 
 from __future__ import annotations
 
-import gzip
+import importlib.util
+import io
 import json
+import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from eval.answer import ITEMS, CheckpointAnswerer, read_answers
-from eval.card import CARD, SKILLS, Card
-from eval.run import evaluate, main
+import eval.run
+from eagle_moe.answer import Answerer
+from eval.answer import ITEMS, read_answers
+from eval.card import CARD, SKILLS, Card, Score
+from eval.harness import MARK, RunFailed, Settings
+from eval.items import read_items
+from eval.run import _follow, evaluate, main, print_card, run
 from tests.suites import write_suite
+from tests.test_card import make_answers, make_card
+
+needs_lmms_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lmms_eval") is None, reason="needs the extra `eval`"
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,126 +34,135 @@ def suite(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_folder, suite) -> Path:
-    out = tmp_path_factory.mktemp("out")
-    evaluate(tiny_folder, suite, out, batch_size=4, device="cpu")
-    return out / SKILLS
+def alone(tiny_folder, suite) -> dict[str, str]:
+    """What the model says to every question, asked by itself and without lmms-eval."""
+    answerer = Answerer.load(tiny_folder, max_new_tokens=16, device="cpu")
+    said = {}
+    for item in read_items(suite):
+        image = {"type": "image", "image": str(item.image)}
+        content = [image, {"type": "text", "text": item.question}]
+        (said[item.id],) = answerer([[{"role": "user", "content": content}]])
+    return {name: text.strip() for name, text in said.items()}
 
 
-def test_the_card_is_what_an_independent_recount_gives(finished, suite):
-    card = json.loads((finished / CARD).read_text())
-    lines = [
-        json.loads(line) for line in gzip.decompress((finished / ITEMS).read_bytes()).splitlines()
-    ]
-    truth = [json.loads(line) for line in (suite / "test.jsonl").read_text().splitlines()]
-    right = {line["id"]: line["prediction"] for line in lines}
-    for skill in ("text", "chart", "shapes", "total"):
-        asked = [row for row in truth if skill in (row["skill"], "total")]
-        hits = [right[row["id"]].strip().lower() == row["answer"] for row in asked]
-        assert card["metrics"]["accuracy"][skill]["value"] == sum(hits) / len(hits)
-        assert card["metrics"]["accuracy"][skill]["n"] == len(asked)
-    assert sorted(right) == sorted(row["id"] for row in truth)
-    assert card["seconds"] > 0
-    assert card["questions_per_second"] > 0
-    assert sorted(path.name for path in finished.iterdir()) == [CARD, ITEMS]
-
-
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_the_answers_do_not_depend_on_the_batch_size(
-    finished, tiny_folder, suite, tmp_path, batch_size
-):
-    evaluate(tiny_folder, suite, tmp_path, batch_size=batch_size, device="cpu")
-    assert read_answers(tmp_path / SKILLS) == read_answers(finished)
-
-
-def test_what_is_finished_is_read_back_unless_anything_changed(
-    finished, tiny_folder, suite, monkeypatch
-):
-    asked: list[int] = []
-    ask = CheckpointAnswerer.__call__
-
-    def counting(self, items):
-        asked.append(len(items))
-        return ask(self, items)
-
-    monkeypatch.setattr(CheckpointAnswerer, "__call__", counting)
-    card = evaluate(tiny_folder, suite, finished.parent, batch_size=4, device="cpu")
-    assert asked == []
-    assert Card.load(finished).dump() == card
-    blind = evaluate(tiny_folder, suite, finished.parent, batch_size=4, device="cpu", images="drop")
-    assert sum(asked) == 9
-    assert blind["identity"]["task"]["images"] == "drop"
-    assert Card.load(finished).dump() == blind
-    evaluate(tiny_folder, suite, finished.parent, batch_size=4, device="cpu")
-
-
-def test_an_interrupted_evaluation_continues(finished, tiny_folder, suite, tmp_path):
-    def stop(done: int, total: int, note: str) -> None:
-        assert total == 9
-        assert note.endswith("% right")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_folder, suite, tmp_path, batch_size=4, device="cpu", progress=stop)
-    assert not (tmp_path / SKILLS / CARD).exists()
-    (part,) = (tmp_path / SKILLS).glob("answers.*.part.jsonl")
-    assert len(part.read_text().splitlines()) == 4
-    seen: list[int] = []
+@needs_lmms_eval
+def test_a_run_leaves_a_card_with_items_and_nothing_else(tiny_folder, suite, alone, tmp_path):
+    seen: list[tuple[int, int, str]] = []
     card = evaluate(
-        tiny_folder,
-        suite,
-        tmp_path,
-        batch_size=4,
-        device="cpu",
-        progress=lambda *a: seen.append(a[0]),
+        tiny_folder, suite, tmp_path, batch_size=4, device="cpu", progress=lambda *a: seen.append(a)
     )
-    assert seen == [8, 9]
-    assert card["metrics"] == json.loads((finished / CARD).read_text())["metrics"]
+    assert [told[:2] for told in seen] == [(4, 9), (8, 9), (9, 9)]
+    assert all(told[2].startswith("eagle_skills: ") for told in seen)
+    assert Card.load(tmp_path / SKILLS).dump() == card
+    assert {answer.id: answer.prediction for answer in read_answers(tmp_path / SKILLS)} == alone
     assert sorted(path.name for path in (tmp_path / SKILLS).iterdir()) == [CARD, ITEMS]
 
 
-def test_a_part_of_other_settings_is_not_continued(tiny_folder, suite, tmp_path):
+@needs_lmms_eval
+def test_two_processes_give_the_same_as_one(tiny_folder, suite, alone, tmp_path):
+    settings = Settings(
+        model=str(tiny_folder), tasks=[SKILLS], data=str(suite), out=str(tmp_path), batch_size=4
+    )
+    (card,) = run(settings, processes=2).values()
+    answers = read_answers(tmp_path / SKILLS)
+    assert [answer.id for answer in answers] == [item.id for item in read_items(suite)]
+    assert {answer.id: answer.prediction for answer in answers} == alone
+    assert card.identity.processes == 2
+    assert (card.images_seen, card.score.n) == (9, 9)
+    assert sorted(path.name for path in (tmp_path / SKILLS).iterdir()) == [CARD, ITEMS]
+
+
+def told(kind: str, **content: object) -> str:
+    return f"print({MARK + json.dumps({'kind': kind} | content)!r}, flush=True)"
+
+
+def test_the_harness_ends_when_this_process_is_interrupted(tmp_path):
+    lines = [
+        "import os, time",
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))",
+        told("progress", done=1, total=2, note=""),
+        "time.sleep(99)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_folder, suite, tmp_path, batch_size=4, device="cpu", progress=stop)
-    card = evaluate(tiny_folder, suite, tmp_path, batch_size=4, device="cpu", max_new_tokens=9)
-    assert card["identity"]["decoding"]["max_new_tokens"] == 9
-    assert sorted(path.name for path in (tmp_path / SKILLS).iterdir()) == [CARD, ITEMS]
+    start = time.monotonic()
+    with (tmp_path / "log").open("a") as log, pytest.raises(KeyboardInterrupt):
+        _follow(command, log, stop)
+    assert time.monotonic() - start < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_the_command_prints_a_table(finished, tiny_folder, suite, capsys):
-    where = f"--model {tiny_folder} --data {suite} --out {finished.parent}"
-    main(f"{where} --batch-size 4 --device cpu".split())
-    printed = capsys.readouterr().out
-    for word in ("total", "text", "chart", "shapes", "95 % interval", "images: keep"):
-        assert word in printed
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("FileNotFoundError", FileNotFoundError),
+        ("ValueError", ValueError),
+        ("RunFailed", RunFailed),
+    ],
+)
+def test_what_the_harness_complains_of_is_raised_here(
+    tiny_folder, suite, tmp_path, monkeypatch, kind, error
+):
+    follow = _follow
+    script = told("error", type=kind, message="no such thing") + "; import sys; sys.exit(2)"
+    fake = [sys.executable, "-c", script]
+    monkeypatch.setattr(eval.run, "_follow", lambda _, *rest: follow(fake, *rest))
+    with pytest.raises(error, match="no such thing"):
+        evaluate(tiny_folder, suite, tmp_path)
 
 
-def test_the_command_names_what_is_wrong(tiny_folder, suite, tmp_path, capsys):
-    cases = [
-        (tmp_path, suite, "not a checkpoint folder"),
-        (tiny_folder, tmp_path, "test.jsonl: no such file"),
-    ]
-    for model, data, complaint in cases:
-        with pytest.raises(SystemExit) as stopped:
-            main(["--model", str(model), "--data", str(data), "--out", str(tmp_path / "out")])
-        assert stopped.value.code == 2
-        assert complaint in capsys.readouterr().err
+def test_a_harness_that_dies_is_an_error_with_the_end_of_its_log(
+    tiny_folder, suite, tmp_path, monkeypatch, capsys
+):
+    follow = _follow
+    script = "import sys; print('noise'); sys.stderr.write('out of memory'); sys.exit(1)"
+    fake = [sys.executable, "-c", script]
+    monkeypatch.setattr(eval.run, "_follow", lambda _, *rest: follow(fake, *rest))
+    with pytest.raises(RuntimeError, match=r"(?s)harness ended with 1;.*out of memory"):
+        evaluate(tiny_folder, suite, tmp_path)
+    assert "noise" in (tmp_path / "harness.log").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        main(["--model", str(tiny_folder), "--data", str(suite), "--out", str(tmp_path)])
+    assert stopped.value.code == 1
+    assert "out of memory" in capsys.readouterr().err
 
 
-def test_zero_questions_are_refused(tiny_folder, suite, tmp_path):
-    with pytest.raises(ValueError, match="limit = 0"):
-        evaluate(tiny_folder, suite, tmp_path, limit=0)
+@needs_lmms_eval
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"--model": "{empty}"}, "not a checkpoint folder"),
+        ({"--data": "{empty}"}, "test.jsonl: no such file"),
+        ({"--limit": "0"}, "limit = 0"),
+        ({"--batch-size": "0"}, "batch_size = 0"),
+        ({"--tasks": "skils"}, 'no "skils". Did you mean "skills"'),
+        ({"--tasks": "docvqa_vall"}, 'no "docvqa_vall". Did you mean "docvqa_val"'),
+        ({"--tasks": "pope", "--data": "{empty}/nowhere"}, "no such folder"),
+    ],
+)
+def test_the_command_names_what_is_wrong_before_it_starts_anything(
+    tiny_folder, suite, tmp_path, capsys, changes, complaint
+):
+    options = {"--model": str(tiny_folder), "--data": str(suite), "--out": str(tmp_path / "out")}
+    options |= {name: value.format(empty=tmp_path) for name, value in changes.items()}
+    with pytest.raises(SystemExit) as stopped:
+        main([word for pair in options.items() for word in pair])
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_limit_asks_that_many(tiny_folder, suite, tmp_path):
-    card = evaluate(tiny_folder, suite, tmp_path, limit=3, device="cpu")
-    assert {skill: score["n"] for skill, score in card["metrics"]["accuracy"].items()} == {
-        "total": 3,
-        "text": 1,
-        "chart": 1,
-        "shapes": 1,
-    }
-    assert Card.load(tmp_path / SKILLS).dump() == card
+def test_a_card_is_shown_with_what_a_reader_must_know():
+    card = make_card(make_answers(text=3, chart=8))
+    metrics = card.metrics | {"points": {"total": Score(value=1528, low=1490, high=1571, n=60)}}
+    changes = {"metrics": metrics, "not_run": {"judged": "no key"}, "notes": ["a note"]}
+    out = Console(file=io.StringIO(), width=120)
+    print_card(card.model_copy(update=changes), out)
+    printed = out.file.getvalue()
+    for text in ("accuracy, chart", "80.0%", "1490.0 to 1571.0", "not run", "no key", "a note"):
+        assert text in printed
+    assert "images: keep" in printed

@@ -33,7 +33,7 @@ class Request:
     key: str
     text: str
     conversation: Callable[[], list[dict[str, Any]]]
-    settings: tuple[tuple[str, Hashable], ...]
+    settings: tuple[tuple[str, Any], ...]
 
 
 class EagleMixBackend(lmms):
@@ -73,8 +73,17 @@ class EagleMixBackend(lmms):
         self.batch_size = _batch_size(batch_size)
         self.answers = answers
         self.on_answers = on_answers
+        self._before = answerer.memory.seen, answerer.memory.encoded
         self.seconds = 0.0
         self.asked = 0
+
+    @property
+    def images_seen(self) -> int:
+        return self.answerer.memory.seen - self._before[0]
+
+    @property
+    def images_encoded(self) -> int:
+        return self.answerer.memory.encoded - self._before[1]
 
     @property
     def device(self) -> torch.device:
@@ -100,10 +109,9 @@ class EagleMixBackend(lmms):
                 if self.on_answers is not None:
                     self.on_answers(done, len(asked))
         self.seconds += time.perf_counter() - start
-        memory = self.answerer.memory
         logger.info(
-            f"{self.asked} questions in {self.seconds:.1f} s; images: {memory.seen} seen, "
-            f"{memory.encoded} encoded"
+            f"{self.asked} questions in {self.seconds:.1f} s; images: {self.images_seen} seen, "
+            f"{self.images_encoded} encoded"
         )
         return texts
 
@@ -120,16 +128,15 @@ class EagleMixBackend(lmms):
         text, to_messages, settings, doc_id, task, split = instance.args
 
         def conversation() -> list[dict[str, Any]]:
-            where = f"{task}, question {doc_id}"
-            return [
-                _message(one, where) for one in to_messages(self.task_dict[task][split][doc_id])
-            ]
+            messages = to_messages(self.task_dict[task][split][doc_id])
+            return to_conversation(messages, f"{task}, question {doc_id}")
 
-        return Request(index, key_of(instance), text, conversation, _settings(settings))
+        options = tuple(settings_of(settings).items())
+        return Request(index, key_of(instance), text, conversation, options)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Of equal settings and like length; the longest first, so that memory ends at once."""
-        groups: dict[tuple[tuple[str, Hashable], ...], list[Request]] = defaultdict(list)
+        groups: dict[Hashable, list[Request]] = defaultdict(list)
         for request in requests:
             groups[request.settings].append(request)
         for group in groups.values():
@@ -190,28 +197,30 @@ def _batch_size(value: int | str) -> int:
     return int(value)
 
 
-def _settings(told: dict[str, Any]) -> tuple[tuple[str, Hashable], ...]:
+def settings_of(told: dict[str, Any]) -> dict[str, Any]:
     """What `Answerer.generate` takes of a task's generation settings.
 
     How to sample is left out: answers are greedy, whatever a task says.
     """
     until = told.get("until") or ()
-    return (
-        ("until", (until,) if isinstance(until, str) else tuple(until)),
-        ("max_new_tokens", told.get("max_new_tokens")),
-        ("num_beams", told.get("num_beams") or 1),
-    )
+    return {
+        "until": (until,) if isinstance(until, str) else tuple(until),
+        "max_new_tokens": told.get("max_new_tokens"),
+        "num_beams": told.get("num_beams") or 1,
+    }
 
 
-def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """A message of lmms-eval, which has images under "url", as chat templates take it.
+def to_conversation(messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Messages of lmms-eval, which has images under "url", as chat templates take them.
 
-    Raises `ValueError` naming the question for what is neither text nor an image.
+    Raises `ValueError` naming the question, `where`, for what is neither text nor an image.
     """
-    content = message["content"]
-    if isinstance(content, str):
-        return message
-    return {**message, "content": [_part(part, where) for part in content]}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [_part(part, where) for part in message["content"]]}
+        for message in messages
+    ]
 
 
 def _part(part: dict[str, Any], where: str) -> dict[str, Any]:

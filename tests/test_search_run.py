@@ -27,12 +27,12 @@ from train.search.run import LOCK
 from train.sources import find_origins
 from train.stages import StageRun
 
-POOL = ("clip", "convnext", "sam")
+POOL = ("clip", "convnext")
 
 
 @pytest.fixture(scope="module")
 def search_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search over three experts in two steps a stage; eight trials, all the mixtures twice."""
+    """A search over two experts, with two or three steps in a stage: two trials."""
     folder = tmp_path_factory.mktemp("world")
     recipe = make_world(folder, POOL)
     for stage in recipe["stages"].values():
@@ -47,7 +47,7 @@ def search_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "strategy": {"kind": "exhaustive"},
         "rule": {"kind": "plain"},
         "features": "off",
-        "evaluation": {"data": str(folder / "suite"), "batch_size": 6, "max_new_tokens": 2},
+        "evaluation": {"data": str(folder / "suite"), "batch_size": 6, "max_new_tokens": 8},
         "store": str(folder / "store"),
         "code": "this",
     }
@@ -78,7 +78,7 @@ def weights(out: Path) -> dict[tuple[Any, ...], str]:
 
 
 def wait_for(folder: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(folder.glob(pattern)):
         assert time.monotonic() < deadline, f"{folder}/{pattern} did not appear"
         time.sleep(0.02)
@@ -86,12 +86,7 @@ def wait_for(folder: Path, pattern: str) -> None:
 
 def test_the_ledger_has_a_line_for_every_mixture(searched):
     told = rows(searched)
-    assert set(told) == {
-        ("clip", 0),
-        ("clip", "convnext", 0),
-        ("clip", "sam", 0),
-        ("clip", "convnext", "sam", 0),
-    }
+    assert set(told) == {("clip", 0), ("clip", "convnext", 0)}
     for row in told.values():
         assert row["status"] == "done"
         assert set(row["items"]) == {"text", "chart", "shapes"}
@@ -104,23 +99,23 @@ def test_the_ledger_has_a_line_for_every_mixture(searched):
 def test_every_expert_was_aligned_once(searched):
     cost = json.loads((searched / "summary.json").read_text())["cost"]
     assert cost["pre_alignments"] == len(POOL)
-    assert cost["pre_alignments_without_reuse"] == 8
-    assert cost["steps"] == 2 * 3 + 4 * 5
-    assert cost["steps_without_reuse"] == 2 * 8 + 4 * 5
+    assert cost["pre_alignments_without_reuse"] == 3
+    assert cost["steps"] == 2 * 2 + 2 * 5
+    assert cost["steps_without_reuse"] == 3 * 2 + 2 * 5
     places = sorted((searched / "experts").iterdir())
     assert [place.name.split("-")[0] for place in places] == sorted(POOL)
     assert not any((place / "run").exists() for place in places), "no copies of the LLM are kept"
 
 
 def test_a_stored_expert_serves_any_recipe(searched, search_file, tmp_path):
-    (place,) = (search_file.parent / "store" / "experts").glob("sam-*")
+    (place,) = (search_file.parent / "store" / "experts").glob("convnext-*")
     complete = read_complete(place)
-    assert complete is not None and complete.expert == "sam"
-    recipe = load_recipe(search_file.parent / "recipe.yaml", [f"init.experts.sam={place}"])
+    assert complete is not None and complete.expert == "convnext"
+    recipe = load_recipe(search_file.parent / "recipe.yaml", [f"init.experts.convnext={place}"])
     start = recipe.model_copy(
         update={"stages": {"sft": recipe.stages["sft"].model_copy(update={"init_from": []})}}
     )
-    assert find_origins(StageRun(start, "sft"))["experts.sam"].place == str(place)
+    assert find_origins(StageRun(start, "sft"))["experts.convnext"].place == str(place)
 
 
 def test_the_report_and_the_model_are_there(searched):
@@ -148,9 +143,9 @@ def test_without_reuse_the_same_is_found_at_a_higher_cost(searched, search_file,
     alone = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert alone["chosen"] == shared["chosen"]
     assert weights(tmp_path / "out") == weights(searched)
-    assert len(weights(searched)) == 4
+    assert len(weights(searched)) == 2
     assert alone["cost"]["steps"] == shared["cost"]["steps_without_reuse"]
-    assert alone["cost"]["pre_alignments"] == 8
+    assert alone["cost"]["pre_alignments"] == 3
 
 
 def test_killed_driver_and_worker_change_nothing(searched, search_file, tmp_path):
@@ -166,17 +161,20 @@ def test_killed_driver_and_worker_change_nothing(searched, search_file, tmp_path
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     driver = start()
-    wait_for(store, "experts/*/complete.json")
-    driver.kill()
-    driver.wait()
-    assert_gone(list(marked(mark)))
-    driver = start()
-    wait_for(out, "stages/*/stage.json")
-    while not (victims := jobs_of(driver.pid, mark)):
-        time.sleep(0.02)
-    os.kill(victims[-1], signal.SIGKILL)
-    assert driver.wait(240) == 0, (tmp_path / "log").read_text()
-    assert_gone(list(marked(mark)))
+    try:
+        wait_for(store, "experts/*/complete.json")
+        driver.kill()
+        driver.wait()
+        assert_gone(list(marked(mark)), seconds=60)
+        driver = start()
+        wait_for(out, "stages/*/job.json")
+        while not (victims := jobs_of(driver.pid, mark)):
+            time.sleep(0.02)
+        os.kill(victims[-1], signal.SIGKILL)
+        assert driver.wait(300) == 0, (tmp_path / "log").read_text()
+        assert_gone(list(marked(mark)), seconds=60)
+    finally:
+        driver.kill()
     assert weights(out) == weights(searched)
     told, expected = rows(out), rows(searched)
     assert {k: (v["score"], v["items"]) for k, v in told.items()} == {
@@ -190,7 +188,7 @@ def test_killed_driver_and_worker_change_nothing(searched, search_file, tmp_path
     [
         ("rule.kind=noise_aware", "rule.kind: plain -> noise_aware"),
         ("seeds=[0,1]", r"seeds: \[0] -> \[0, 1]"),
-        ("pool=[clip,sam]", "pool: .*convnext"),
+        ("pool=[clip]", "pool: .*convnext"),
         ("overrides=[stages.sft.args.max_steps=9]", "recipe.stages.sft.args.max_steps: 3 -> 9"),
         ("code=other", "add code=this"),
     ],
@@ -215,8 +213,8 @@ def test_a_second_driver_is_refused(searched, search_file, capsys, monkeypatch):
 def test_a_dry_run_says_what_there_would_be_and_writes_nothing(search_file, tmp_path, capsys):
     assert main([str(search_file), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "round 1: clip+convnext, clip+sam, clip+convnext+sam" in told
-    assert "pre-alignments: 3 at most; without reuse, 8" in told
+    assert "round 1: clip+convnext\n" in told
+    assert "pre-alignments: 2 at most; without reuse, 3" in told
     assert not (tmp_path / "out").exists()
 
 

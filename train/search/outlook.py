@@ -9,7 +9,7 @@ from rich.table import Table
 from train.search.inputs import SearchInputs
 from train.search.pool import Pool
 from train.search.settings import SearchSettings
-from train.search.strategies import Backward, Greedy, Strategy
+from train.search.strategies import Strategy
 from train.search.trial import Members
 from train.stages import StageRun
 from train.table import show
@@ -47,13 +47,11 @@ def _budgets(settings: SearchSettings) -> str:
 
 def most_mixtures(pool: Pool, strategy: Strategy) -> Sequence[Members]:
     """Mixtures that are tried if the search goes on to its end: as large as they can be."""
-    if isinstance(strategy, Greedy | Backward):
-        tried, incumbent, number = [strategy.start(pool)], strategy.start(pool), 1
-        while found := list(strategy.proposals(pool, incumbent, number)):
-            tried += found
-            incumbent, number = max(found, key=len), number + 1
-        return [members for members in tried if members]
-    return list(strategy.proposals(pool, strategy.start(pool), 1))
+    tried, incumbent, number = [strategy.start(pool)], strategy.start(pool), 1
+    while found := list(strategy.proposals(pool, incumbent, number)):
+        tried += found
+        incumbent, number = max(found, key=len), number + 1
+    return [members for members in tried if members]
 
 
 def _stages_table(inputs: SearchInputs) -> Table:

@@ -76,7 +76,7 @@ def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float | None:
         (_sign(a[0] - b[0]), _sign(a[1] - b[1]))  # of every two mixtures
         for a, b in combinations(pairs, 2)
     ]
-    untied = math.sqrt(sum(x != 0 for x, _ in signs)) * math.sqrt(sum(y != 0 for _, y in signs))
+    untied = math.sqrt(sum(x != 0 for x, _ in signs) * sum(y != 0 for _, y in signs))
     return sum(x * y for x, y in signs) / untied if untied else None
 
 

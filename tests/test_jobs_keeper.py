@@ -18,7 +18,7 @@ import pytest
 
 from tests.processes import alive, assert_gone, start_program, wait_for
 from train.jobs import Job, JobFailure, JobResult, LocalPlace, progress, try_jobs
-from train.jobs.keeper import BEAT, new_mark
+from train.jobs.keeper import BEAT, COMMAND, new_mark
 from train.jobs.place import Ending
 from train.jobs.worker import MARK, Task
 
@@ -153,18 +153,19 @@ def test_progress_of_programs_that_a_job_starts_is_heard(
 # -- a keeper by itself, as a cluster starts it
 
 
-def start_keeper(out: Path, lease: float) -> tuple[subprocess.Popen[bytes], Connection]:
+def start_keeper(out: Path, lease: float) -> Connection:
     call = pickle.dumps((daemonize, {"then": "sleep"}))
     task = Task("a", call, out, 1, "print", new_mark(), ("5", "7"), lease)
     ours, keepers = multiprocessing.Pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train.jobs.keeper", str(keepers.fileno())],
+    subprocess.run(
+        [*COMMAND, str(keepers.fileno())],
         pass_fds=[keepers.fileno()],
         cwd=Path(__file__).parents[1],
+        check=True,
     )
     keepers.close()
     ours.send((sys.path, task))
-    return process, ours
+    return ours
 
 
 def heard(owner: Connection) -> list[object]:
@@ -176,20 +177,23 @@ def heard(owner: Connection) -> list[object]:
 
 
 def test_a_keeper_that_hears_nothing_ends_its_job(tmp_path: Path) -> None:
-    keeper, owner = start_keeper(tmp_path, lease=2.0)
+    owner = start_keeper(tmp_path, lease=2.0)
     pids = [read_pid(tmp_path / name) for name in ("daemon.txt", "job.txt")]
+    (keeper,) = parents(pids[1], 1)
     for _ in range(6):
         owner.send(BEAT)
         time.sleep(0.5)
     assert all(map(alive, pids)), "it was kept for longer than the lease"
     assert heard(owner) == [pids[1], Ending(-signal.SIGKILL)]
     assert_gone(pids, 0)
-    keeper.wait(10)
+    assert_gone([keeper])
 
 
 def test_a_keeper_whose_owner_is_gone_ends_its_job(tmp_path: Path) -> None:
-    keeper, owner = start_keeper(tmp_path, lease=1000)
+    owner = start_keeper(tmp_path, lease=1000)
     pids = [read_pid(tmp_path / name) for name in ("daemon.txt", "job.txt")]
+    (keeper,) = parents(pids[1], 1)
+    assert os.getpid() not in parents(keeper, 9), "nobody's child, so that nobody kills it first"
     owner.close()
-    keeper.wait(10)
+    assert_gone([keeper])
     assert_gone(pids, 0)

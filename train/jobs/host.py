@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from train.jobs.directory import LOCK, read_record
-from train.jobs.keeper import BEAT, Kept, end_marked
+from train.jobs.keeper import BEAT, COMMAND, Kept, end_marked
 from train.jobs.place import Ending, Progress
 from train.jobs.worker import Task
 
@@ -34,7 +33,6 @@ class Host:
 
     def __init__(self) -> None:
         self._kept: Kept | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
         self._progress: Progress | None = None
 
     def start(self, folder: str, path: Sequence[str], task: Task) -> str:
@@ -50,11 +48,7 @@ class Host:
             ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
             task = replace(task, devices=tuple(ids))
         ours, keepers = multiprocessing.Pipe()
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "train.jobs.keeper", str(keepers.fileno())],
-            pass_fds=[keepers.fileno()],
-            start_new_session=True,
-        )
+        subprocess.run([*COMMAND, str(keepers.fileno())], pass_fds=[keepers.fileno()], check=True)
         keepers.close()
         self._kept = Kept(ours, task.mark)
         ours.send((list(path), task))

@@ -8,7 +8,7 @@ A job may be busy in a library or be killed, so it cannot see to this itself. Th
 nothing else. The kernel gives it every process of the job whose parent has ended, so that none
 escapes; it ends them all when it is told to or when its owner is gone, even by SIGKILL.
 
-    python -m train.jobs.keeper DESCRIPTOR      a keeper elsewhere than below the runner
+Elsewhere than below the runner it is a program, `COMMAND`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ _LAST_WORDS = 1.0
 """Seconds for what a job leaves behind to end by itself, such as Python's resource tracker."""
 _TICK = 0.05
 
+COMMAND = (sys.executable, "-c", "from train.jobs.keeper import main; main()")
+"""Of a keeper; then comes the descriptor of its connection, through which it gets the modules' path
+and the `Task`. It detaches itself from its parent."""
 BEAT = 0
 """The order that says nothing but that the owner is there; other orders are signals."""
 
@@ -218,11 +221,14 @@ def _is_of(process: psutil.Process, mark: str, session: int | None) -> bool:
 
 
 def main() -> None:
-    owner: Connection = Connection(int(sys.argv[1]))
+    """Keep the task that comes through the descriptor that is the last argument.
+
+    Goes on as nobody's child: a process of Ray's that ends kills its children first, and killed, a
+    keeper could end nothing.
+    """
+    if os.fork():
+        os._exit(0)
+    owner: Connection = Connection(int(sys.argv[-1]))
     path, task = owner.recv()
     sys.path.extend(entry for entry in path if entry not in sys.path)
     keep(task, owner)
-
-
-if __name__ == "__main__":
-    main()

@@ -60,9 +60,9 @@ search: setup  ## which experts to mix: make search SEARCH=configs/search/mini.y
 doctor: setup  ## examine the data of a recipe before training on it
 	$(BIN)/python -m train.data.doctor --recipe $(RECIPE) $(ARGS)
 
-eval: setup  ## scores with intervals: make eval MODEL=runs/... DATA=folder of a suite
-	$(BIN)/python -m eval.run --model $(call given,MODEL) --data $(call given,DATA) \
-	  --out $(or $(OUT),$(MODEL)/eval) $(ARGS)
+eval: setup  ## scores with intervals: make eval MODEL=runs/... [TASKS=skills|paper|a,b] [DATA=folder]
+	$(BIN)/python -m eval.run --model $(call given,MODEL) --tasks $(or $(TASKS),skills) \
+	  $(if $(DATA),--data $(DATA)) --out $(or $(OUT),$(MODEL)/eval) $(ARGS)
 
 given = $(or $($(1)),$(error say $(1)=... (see make help)))
 

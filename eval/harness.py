@@ -69,7 +69,7 @@ def run_tasks(settings: Settings, progress: OnProgress | None = None) -> dict[st
     work. Then, and after the last one, `RunFailed` names what failed.
     """
     if settings.data is not None:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+        go_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with process_group():
         answerer = _load(settings)
@@ -90,6 +90,16 @@ def run_tasks(settings: Settings, progress: OnProgress | None = None) -> dict[st
             f"{len(failed)} of {len(settings.tasks)} tasks failed.\n" + "\n".join(lines)
         )
     return cards
+
+
+def go_offline() -> None:
+    """Keep the Hugging Face libraries off the network: local data sets are then all there is."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    # what has been imported already has read its environment before
+    from datasets import config
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
 def _load(settings: Settings) -> Answerer:

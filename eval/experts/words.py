@@ -1,0 +1,140 @@
+"""The words of the page, and figures as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.card import ACCURACY, Score
+from eval.experts.hints import Hint
+from eval.experts.matrix import Matrix
+from eval.experts.measure import ALL, LOG_PROB
+from eval.score import TOTAL
+
+TITLE = "What each expert adds"
+UNITS = {LOG_PROB: "log-probability of the right answer", ACCURACY: "right answers, in points"}
+
+
+def show(metric: str, score: Score) -> tuple[str, str]:
+    """A difference and its interval: `+12`, `8 to 16` points, or `+0.41`, `0.30 to 0.52` nats."""
+    assert score.low is not None and score.high is not None
+    digits, factor = (0, 100) if metric == ACCURACY else (2, 1)
+    low, high = (_minus(f"{factor * end + 0.0:.{digits}f}") for end in (score.low, score.high))
+    return _minus(f"{factor * score.value + 0.0:+.{digits}f}"), f"{low} to {high}"
+
+
+def holds_zero(score: Score) -> bool:
+    """Whether the interval does: then nobody can say which way it goes."""
+    assert score.low is not None and score.high is not None
+    return score.low <= 0 <= score.high
+
+
+def _minus(text: str) -> str:
+    """With a real minus sign, and none before a zero."""
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def replaced(matrix: Matrix) -> str:
+    """What a silenced expert gives instead, for every caption."""
+    return f"its map replaced by its mean over {matrix.reference:,} reference images"
+
+
+def headline(matrix: Matrix) -> str:
+    """The strongest expert of every skill, in one sentence."""
+    by_expert: dict[str, list[str]] = {}
+    for skill in matrix.skills:
+        by_expert.setdefault(matrix.strongest(skill), []).append(skill)
+    parts = [f"{', '.join(skills)}: {name}" for name, skills in by_expert.items()]
+    n = matrix.scores[ALL][LOG_PROB][TOTAL].n
+    return (
+        f"Over {n:,} questions, the expert whose absence costs the right answer most of its "
+        f"probability is, for {'; for '.join(parts)}. An expert is absent with "
+        f"{replaced(matrix)}; the others stay."
+    )
+
+
+def how_to_read(matrix: Matrix) -> list[tuple[str, str]]:
+    """(term, explanation) of everything that the page shows."""
+    return [
+        (
+            "Silenced",
+            f"The expert still runs, but the rest of the model gets the mean of its maps over "
+            f"{matrix.reference:,} reference images, cell by cell and channel by channel, in place "
+            "of its map of this image. Nothing else changes, and nothing is trained again.",
+        ),
+        (
+            "Leave one out",
+            "With all experts, less with this one silenced: what the model would lose. Two experts "
+            "that see the same thing cover for each other, and both look small here.",
+        ),
+        (
+            "Only one",
+            "With all others silenced, less with all silenced: what the expert brings by itself. A "
+            "model that was trained with all of them is not used to that, so this may "
+            "understate what an expert could do alone.",
+        ),
+        (
+            "Log-probability",
+            "Natural logarithm of the probability that the model gives to the right answer, its "
+            "end included; the mean over questions. A loss of 0.69 halves that probability. It "
+            "shows a doubt before an answer turns wrong.",
+        ),
+        (
+            "Right answers",
+            "Greedy exact match: whether each token of the right answer is the most likely one "
+            "after those before it, read from the same forward pass. In percentage points.",
+        ),
+        (
+            "Intervals",
+            "95 %, paired bootstrap: questions are resampled 10,000 times, each with both of its "
+            "outcomes. They say how much the choice of questions matters, not how much another "
+            "training run would differ.",
+        ),
+    ]
+
+
+def hints_caption(matrix: Matrix, hints: Sequence[Hint]) -> str:
+    pairs = [(hint.loss(name), hint.maps[name].sum()) for hint in hints for name in matrix.experts]
+    alike = sum(bool(loss * total > 0) for loss, total in pairs)
+    return (
+        "The figures under the maps are the claim: how much log-probability the right answer to "
+        f"this one question loses with that expert silenced ({replaced(matrix)}). The colours are "
+        "hints: gradient of that log-probability times the features, counted from that mean, cell "
+        "by cell on the expert's own grid. Orange raised it, blue lowered it; colour goes with the "
+        "root, on a scale common to the experts of one image. Here the sum of a map has the sign "
+        f"of the figure below it in {alike} of {len(pairs)} cases. A cell of an expert that mixes "
+        "cells, as transformers do, may stand for something elsewhere in the image. Questions "
+        "were chosen by place in the file, skill by skill: they are no random sample."
+    )
+
+
+def lost(hint: Hint, expert: str) -> str:
+    """What the right answer to one question loses without an expert."""
+    return _minus(f"{hint.loss(expert):+.2f}")
+
+
+def hint_text(hint: Hint, expert: str) -> str:
+    """A map in words, for those who do not see it."""
+    weights = hint.maps[expert]
+    rows, columns = weights.shape
+    at, column = divmod(int(abs(weights).argmax()), columns)
+    side = "raised" if weights[at, column] > 0 else "lowered"
+    return (
+        f"{expert}, {rows} by {columns} cells: strongest in row {at + 1}, column {column + 1}, "
+        f"where it {side} the log-probability; sum {_minus(f'{weights.sum():+.2f}')}"
+    )
+
+
+def agreement(matrix: Matrix, parts: Sequence[str]) -> str:
+    """In how many of `parts` the strongest expert's loss has the same sign when trained again."""
+    asked = [part for part in parts if matrix.strongest(part) in matrix.retrained]
+    counts = {
+        metric: sum(matrix.agrees(matrix.strongest(part), part, metric) for part in asked)
+        for metric in UNITS
+    }
+    return (
+        f"The strongest expert of a skill has the same sign when the model is trained again "
+        f"without it on {counts[LOG_PROB]} of {len(asked)} skills in log-probability, and on "
+        f"{counts[ACCURACY]} of {len(asked)} in right answers."
+    )

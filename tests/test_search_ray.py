@@ -139,13 +139,13 @@ def test_what_a_lost_process_or_node_has_run_runs_again(
 ) -> None:
     monkeypatch.setattr("train.search.executors.ray.LEASE", 5.0)
     head, (lost,) = cluster.head_node, cluster.worker_nodes
-    raylets = {node.all_processes["raylet"][0].process.pid for node in (head, lost)}
-    there = {str(head.all_processes["raylet"][0].process.pid): "head"}
+    raylets = [str(node.all_processes["raylet"][0].process.pid) for node in (head, lost)]
     jobs = [Job(name, wait_to_go, {}, tmp_path / name, gpus=2) for name in "ab"]
     with in_background(run, tmp_path / "go", *jobs) as ends:
         first = {name: runs_of(tmp_path / name)[0] for name in "ab"}
-        assert {int(raylet) for raylet, *_ in first.values()} == raylets, "each has a node"
-        on_head, on_lost = sorted("ab", key=lambda name: first[name][0] not in there)
+        nodes = {raylet: name for name, (raylet, *_) in first.items()}
+        assert set(nodes) == set(raylets), "each has a node to itself"
+        on_head, on_lost = (nodes[raylet] for raylet in raylets)
 
         _, job, daemon, _ = first[on_head]
         (keeper,) = parents(job, 1)
@@ -159,7 +159,7 @@ def test_what_a_lost_process_or_node_has_run_runs_again(
         assert_gone([job, daemon, keeper], 60)  # Ray takes its time to notice
     assert all(isinstance(end, JobResult) for end in ends.values()), ends
     again = runs_of(tmp_path / on_lost)
-    assert len(again) == 2 and again[1][0] in there, "it went to the node that is left"
+    assert len(again) == 2 and again[1][0] == raylets[0], "it went to the node that is left"
     assert len(runs_of(tmp_path / on_head)) == 2
     assert capsys.readouterr().out.count("attempt 2 of 3 follows") == 2
     cluster.add_node(**NODE)

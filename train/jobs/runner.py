@@ -90,12 +90,14 @@ def try_jobs(
     *,
     title: str = "jobs",
     retries: int = 0,
+    grace: float = GRACE,
     on_end: OnEnd | None = None,
 ) -> dict[str, JobResult | JobFailure]:
     """As `run_jobs`, at any place; a job that fails is in what is returned.
 
     `retries`: how often a job is tried again, in the same directory, that did not fail by itself:
-    ended by a signal, lost with its machine, or of the status EX_TEMPFAIL.
+    ended by a signal, lost with its machine, or of the status EX_TEMPFAIL. `grace`: seconds
+    between SIGTERM and SIGKILL when the run is stopped.
     `on_end(name, how)`: called here as soon as it is known how a job has ended.
     """
     prints = fingerprints(jobs)
@@ -107,7 +109,7 @@ def try_jobs(
             stack.callback(locks[job.name].release)
         display = open_display(title, len(jobs))
         stack.callback(display.close)
-        run = _Run(jobs, prints, locks, place, retries, display, on_end)
+        run = _Run(jobs, prints, locks, place, retries, grace, display, on_end)
         run.reuse_finished()
         stack.callback(place.close)
         place.open(run.waiting, display.say)
@@ -133,6 +135,7 @@ class _Run:
         locks: dict[str, Lock],
         place: Place,
         retries: int,
+        grace: float,
         display: Display,
         on_end: OnEnd | None,
     ) -> None:
@@ -148,6 +151,7 @@ class _Run:
         self.locks = locks
         self.place = place
         self.retries = retries
+        self.grace = grace
         self.display = display
         self.on_end = on_end
 
@@ -254,7 +258,7 @@ class _Run:
         """End every running job: politely, then surely, and at once when asked a second time."""
         for item in self.running:
             item.attempt.signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + self.grace
         while self._ending() and time.monotonic() < deadline and not self.hurry:
             self.place.wait(_TICK)
         for attempt in self._ending():

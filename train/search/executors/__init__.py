@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from eagle_moe.schema import Schema
+from train.jobs.runner import GRACE
 from train.search.executors.base import Executor, JobFailure, JobResult
 
 __all__ = ["Executor", "ExecutorSettings", "JobFailure", "JobResult", "open_executor"]
@@ -22,6 +23,7 @@ class ExecutorSettings(Schema):
 
     - `retries`: how often a job that a signal has ended, or that was lost with its node, is tried
       again. One that fails by itself is not.
+    - `grace`: seconds that jobs have to save when the search is stopped.
     - `slots`: local: compute threads at the same time. Default: the CPU cores it may use.
     - `gpus`: local: GPUs that are handed out. Default: those that the driver sees.
     - `address`: ray: HOST:PORT of the head node, or "auto" for the cluster of this machine.
@@ -29,6 +31,7 @@ class ExecutorSettings(Schema):
 
     kind: Literal["local", "ray"] = "local"
     retries: int = Field(2, ge=0)
+    grace: float = Field(GRACE, gt=0)
     slots: int | None = Field(None, gt=0)
     gpus: int | None = Field(None, ge=0)
     address: str | None = None
@@ -51,7 +54,11 @@ def open_executor(settings: ExecutorSettings) -> Executor:
     if settings.kind == "ray":
         from train.search.executors.ray import RayExecutor
 
-        return RayExecutor(settings.address or "auto", settings.retries)
+        return RayExecutor(
+            settings.address or "auto", retries=settings.retries, grace=settings.grace
+        )
     from train.search.executors.local import LocalExecutor
 
-    return LocalExecutor(settings.slots, settings.gpus, settings.retries)
+    return LocalExecutor(
+        settings.slots, settings.gpus, retries=settings.retries, grace=settings.grace
+    )

@@ -33,18 +33,27 @@ LEASE = 30.0
 class RayExecutor:
     """An `Executor` on the cluster at `address` ("auto": the one that this machine belongs to).
 
-    Raises `ValueError` if Ray is not installed or no cluster answers.
+    `retries`, `grace`: as in `try_jobs`. Raises `ValueError` if Ray is not installed or no cluster
+    answers.
     """
 
-    def __init__(self, address: str, retries: int) -> None:
+    def __init__(self, address: str, *, retries: int, grace: float) -> None:
         cluster.connect(address)
         self.place = RayPlace()
         self.retries = retries
+        self.grace = grace
 
     def run(
         self, jobs: Sequence[Job], title: str, on_end: OnEnd | None = None
     ) -> dict[str, JobResult | JobFailure]:
-        return try_jobs(jobs, self.place, title=title, retries=self.retries, on_end=on_end)
+        return try_jobs(
+            jobs,
+            self.place,
+            title=title,
+            retries=self.retries,
+            grace=self.grace,
+            on_end=on_end,
+        )
 
     def close(self) -> None:
         import ray

@@ -7,23 +7,21 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from train.search.noise import (
+from train.search.contest import (
     AWARE,
     DEFAULT,
     FIXED,
     PLAIN,
     Outcome,
     Way,
+    claims,
     column,
-    draw,
     experiment,
-    level_table,
     make_world,
-    mean_of,
-    outcome_table,
     overall,
     play,
 )
+from train.search.noise import claim_table, draw, level_table, mean_of, outcome_table
 from train.search.rules import NoiseAware, Plain
 from train.search.scores import score_of
 from train.search.trial import Trial
@@ -106,6 +104,15 @@ def test_bought_seeds_go_further_than_seeds_for_all():
     trials = {way: column(values, "trials").mean() for way, values in outcomes.items()}
     right = {way: column(values, "right").mean() for way, values in outcomes.items()}
     assert trials[AWARE] < 1.1 * trials[PLAIN] and right[AWARE] > right[PLAIN]
+
+
+def test_what_is_claimed_is_mostly_so():
+    claimed = claims(6, first=800)
+    sure = claimed[claimed[:, 0] > 0.9]
+    assert len(sure) > 50 and sure[:, 1].mean() > 0.9
+    unsure = claimed[claimed[:, 0] < 0.6]
+    assert unsure[:, 1].mean() < 0.7
+    assert claim_table(claimed).row_count == 10
 
 
 def test_tables_and_picture(tmp_path):

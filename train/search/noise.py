@@ -1,14 +1,8 @@
-"""How often searches are right, where the truth is known: the rules side by side.
+"""How often searches are right where the truth is known: the rules side by side.
 
     python -m train.search.noise [--worlds 100] [--picture docs/images/search-noise.png]
 
-Prints the table of docs/search-rules.md and draws its picture; a few minutes on one core. Pools of
-experts are made up (`train.search.truths`), seven families of them, with 4 to 6 experts, 2 to 6
-tasks of 200 to 2000 questions, and runs that differ by 0, 0.3 or 0.6 points as a whole.
-
-Right: the chosen mixture has the highest true score; of several, the fewest experts. A search stops
-wrongly if it stops where a further expert would truly help (too early), or has gone on from where
-none would (too late).
+Prints the tables of docs/search-rules.md and draws its picture; a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,137 +12,32 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from train.search.rounds import Choice
-from train.search.rules import NoiseAware, Plain, Rule
+from train.search.contest import (
+    AWARE,
+    BOUGHT,
+    DEFAULT,
+    FIXED,
+    LEVELS,
+    PLAIN,
+    claims,
+    column,
+    experiment,
+    overall,
+)
 from train.search.scores import Floats
-from train.search.strategies import Greedy, search
-from train.search.trial import Members, Result, Trial
-from train.search.truths import FAMILIES, POINT, World
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PLAIN, AWARE = "plain", "noise_aware"
-LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 PIPED = 120
 """Columns where there is no terminal."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """A rule with the seeds that it may use."""
-
-    rule: Rule
-    seeds: tuple[int, ...] = (0,)
-
-
-FIXED: dict[str, Way] = {PLAIN: Way(Plain())} | {
-    f"{AWARE} {level}": Way(NoiseAware(level)) for level in LEVELS
-}
-"""One run of every mixture: the same table of scores for all."""
-BOUGHT: dict[str, Way] = {
-    f"{PLAIN}, 2 runs": Way(Plain(), (0, 1)),
-    f"{AWARE}, 1 to 4": Way(NoiseAware(), (0, 1, 2, 3)),
-}
-"""Two runs of every mixture, against one and up to three more where the round is in doubt."""
-DEFAULT = f"{AWARE} {NoiseAware.level}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one search: shares are 0 or 1. `loss`: true points below the best mixture."""
-
-    right: float
-    wrong_stop: float
-    early: float
-    late: float
-    loss: float
-    experts: float
-    trials: float
-
-
-def make_world(family: str, number: int) -> World:
-    """The same for the same arguments."""
-    rng = np.random.default_rng((number, list(FAMILIES).index(family)))
-    truth = FAMILIES[family](rng, int(rng.integers(4, 7)))
-    tasks, items = int(rng.integers(2, 7)), int(200 * 10 ** rng.uniform(0, 1))
-    return World(truth, number, tasks, items, float(rng.choice([0.0, 0.3, 0.6])))
-
-
-def play(world: World, ways: Mapping[str, Way]) -> dict[str, Outcome]:
-    """Search by every way; a trial that several ask for has the same result for all."""
-    known: dict[Trial, Result] = {}
-    best = world.best()
-    outcomes = {}
-    for name, way in ways.items():
-        asked: list[Trial] = []
-
-        def run_trials(trials: Sequence[Trial], asked: list[Trial] = asked) -> list[Result]:
-            asked += trials
-            known.update(zip(new := [t for t in trials if t not in known], world(new), strict=True))
-            return [known[trial] for trial in trials]
-
-        choice = search(world.pool, Greedy(), way.rule, run_trials, seeds=way.seeds, resamples=0)
-        outcomes[name] = _judge(world, choice, best, len(asked))
-    return outcomes
-
-
-def _judge(world: World, choice: Choice, best: Sequence[Members], trials: int) -> Outcome:
-    stood = [decided.incumbent.members for decided in choice.rounds if decided.incumbent]
-    passed = [members for members in stood if set(members) < set(choice.chosen)]
-    early = world.helps(choice.chosen)
-    late = any(not world.helps(members) for members in passed)
-    loss = (world.true_score(best[0]) - world.true_score(choice.chosen)) / POINT
-    return Outcome(
-        choice.chosen in best, early or late, early, late, loss, len(choice.chosen) - 1, trials
-    )
-
-
-def experiment(
-    worlds: int, ways: Mapping[str, Way], first: int = 0, workers: int = 1
-) -> dict[str, dict[str, Floats]]:
-    """Family -> way -> (worlds, fields of `Outcome`)."""
-    jobs = [(family, first + number) for family in FAMILIES for number in range(worlds)]
-    one = partial(_play_one, ways=ways)
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            played = list(pool.map(one, jobs, chunksize=4))
-    else:
-        played = [one(job) for job in jobs]
-    found: dict[str, dict[str, Floats]] = {}
-    for start, family in zip(range(0, len(jobs), worlds), FAMILIES, strict=True):
-        own = played[start : start + worlds]
-        found[family] = {
-            way: np.array([astuple(outcomes[way]) for outcomes in own], dtype=np.float64)
-            for way in ways
-        }
-    return found
-
-
-def _play_one(job: tuple[str, int], ways: Mapping[str, Way]) -> dict[str, Outcome]:
-    return play(make_world(*job), ways)
-
-
-def overall(found: Mapping[str, Mapping[str, Floats]]) -> dict[str, Floats]:
-    """Way -> the outcomes of all families, which are equally many."""
-    ways = next(iter(found.values()))
-    return {way: np.concatenate([family[way] for family in found.values()]) for way in ways}
-
-
-def column(values: Floats, name: str) -> Floats:
-    """One field of `Outcome` (worlds,)."""
-    return values[:, [each.name for each in fields(Outcome)].index(name)]
 
 
 def mean_of(values: Floats) -> tuple[float, float]:
@@ -194,6 +83,18 @@ def level_table(found: Mapping[str, Mapping[str, Floats]]) -> Table:
         ]
         loss = float(column(values, "loss").mean())
         table.add_row(way, *(f"{share:.0f}" for share in shares), f"{loss:.2f}")
+    return table
+
+
+def claim_table(claimed: Floats) -> Table:
+    """How often mixtures are better of which that was said with a probability."""
+    table = Table(title="said to be better", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("with, %", "times", "is better, %"):
+        table.add_column(heading, justify="right")
+    for low in range(0, 100, 10):
+        inside = claimed[(100 * claimed[:, 0] // 10).clip(max=9) == low // 10, 1]
+        share = f"{100 * inside.mean():.0f}" if len(inside) else ""
+        table.add_row(f"{low} to {low + 10}", str(len(inside)), share)
     return table
 
 
@@ -269,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fixed = experiment(told.worlds, FIXED, told.first, told.workers)
     console.print(outcome_table(f"one run each: {PLAIN} -> {DEFAULT}", fixed, (PLAIN, DEFAULT)))
     console.print(level_table(fixed))
+    console.print(claim_table(claims(told.worlds, told.first, told.workers)))
     bought = experiment(told.worlds, BOUGHT, told.first, told.workers)
     console.print(outcome_table(" -> ".join(BOUGHT), bought, tuple(BOUGHT)))
     if told.picture is not None:

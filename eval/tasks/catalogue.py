@@ -29,9 +29,10 @@ from eagle_moe.answer import Images
 from eagle_moe.schema import nearest
 from eval.card import SKILLS
 from eval.identity import Task
+from eval.paper import TASKS
 
 OWN = Path(__file__).parent
-ALIASES = {"skills": SKILLS}
+ALIASES: dict[str, tuple[str, ...]] = {"skills": (SKILLS,), "paper": TASKS}
 BUILDERS = {"arrow", "csv", "json", "parquet", "text"}
 """Values of `dataset_path` that read files named elsewhere."""
 _NAME = re.compile(r"^task\s*:\s*[\"']?([\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
@@ -67,7 +68,9 @@ def expand(names: Iterable[str]) -> list[str]:
     tasks: dict[str, None] = {}
     known = find_tasks()
     for name in names:
-        name = ALIASES.get(name, name)
+        if name in ALIASES:
+            tasks |= dict.fromkeys(ALIASES[name])
+            continue
         if name not in known:
             raise ValueError(f'tasks: no "{name}".{nearest(name, [*known, *ALIASES])}')
         members = read_yaml(known[name], run=False)["task"]

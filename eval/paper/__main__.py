@@ -1,0 +1,40 @@
+"""`python -m eval.paper OUT`: what OUT's cards hold, beside what the paper published.
+
+Without OUT: the page about the benchmarks, in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from eval.card import find_cards
+from eval.paper.table import measure, render_page, score_table, to_markdown, to_rich
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Scores beside those of the Eagle paper.")
+    parser.add_argument("out", nargs="?", help="folder of a run of `--tasks paper`")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    options = parser.parse_args(arguments)
+    if options.out is None:
+        print(render_page(), end="")
+        return
+    try:
+        measured = measure(find_cards(options.out))
+    except (FileNotFoundError, ValueError) as error:
+        parser.exit(2, f"{error}\n")
+    if not measured.scores and not measured.not_run:
+        parser.exit(2, f"{options.out}: no card of the paper's benchmarks. Run `--tasks paper`.\n")
+    table = score_table(measured)
+    if options.markdown:
+        print(to_markdown(*table))
+    else:
+        Console().print(to_rich(*table))
+    for note in measured.notes():
+        print(f"\n{note}" if options.markdown else note)
+
+
+if __name__ == "__main__":
+    main()

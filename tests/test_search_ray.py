@@ -65,7 +65,7 @@ def cluster() -> Iterator[Any]:
     there.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(cluster: Any) -> Iterator[Callable[..., dict[str, End]]]:
     with closing(open_executor(settings(cluster.address))) as executor:
         yield lambda *jobs: executor.run(jobs, "round 1")

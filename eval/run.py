@@ -27,7 +27,7 @@ from eval.answer import OnProgress
 from eval.card import CARD, SKILLS, Card, Score
 from eval.harness import MARK, RunFailed, Settings, run_tasks
 from eval.items import read_items
-from eval.tasks.catalogue import expand
+from eval.tasks.catalogue import expand, installed
 
 LOG = "harness.log"
 ROOT = Path(__file__).parents[1]
@@ -106,6 +106,7 @@ def run(
 
 def _check(settings: Settings) -> None:
     """What can be seen without starting a process."""
+    installed()
     if not (Path(settings.model) / "config.json").is_file():
         raise ValueError(f"{settings.model}: not a checkpoint folder (it has no config.json).")
     if SKILLS in settings.tasks:
@@ -235,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint.")
     add = parser.add_argument
     add("--model", required=True, help="checkpoint folder")
-    add("--tasks", default="skills", help="skills, or names of lmms-eval's tasks, with commas")
+    add("--tasks", default="skills", help="skills, paper, or names of lmms-eval's tasks")
     add("--data", help="the suite's folder or its test.jsonl; folder of local copies; then offline")
     add("--out", required=True, help=f"folder for the scores, OUT/<task>/{CARD}")
     add("--images", choices=["keep", "drop"], default="keep")

@@ -96,6 +96,7 @@ def test_the_harness_ends_when_this_process_is_interrupted(tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+@needs_lmms_eval
 @pytest.mark.parametrize(
     ("kind", "error"),
     [
@@ -115,6 +116,7 @@ def test_what_the_harness_complains_of_is_raised_here(
         evaluate(tiny_folder, suite, tmp_path)
 
 
+@needs_lmms_eval
 def test_a_harness_that_dies_is_an_error_with_the_end_of_its_log(
     tiny_folder, suite, tmp_path, monkeypatch, capsys
 ):
@@ -154,6 +156,12 @@ def test_the_command_names_what_is_wrong_before_it_starts_anything(
     assert stopped.value.code == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_it_is_named(tiny_folder, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.tasks.catalogue.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"lmms_eval is not installed.*\[eval\]"):
+        evaluate(tiny_folder, suite, tmp_path)
 
 
 def test_a_card_is_shown_with_what_a_reader_must_know():

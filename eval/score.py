@@ -99,13 +99,14 @@ def accuracy_by_skill(
 
 
 def paired_difference(
-    first: Mapping[str, bool], second: Mapping[str, bool], skill_of: Mapping[str, str]
+    first: Mapping[str, float], second: Mapping[str, float], skill_of: Mapping[str, str]
 ) -> dict[str, Estimate]:
-    """Accuracy of `first` minus accuracy of `second`, in total and per skill, with intervals.
+    """Mean of `first` minus mean of `second`, in total and per skill, with intervals.
 
-    Both map question ids to "was right". Questions are resampled, each with both of its outcomes:
-    two models find the same questions hard, and the interval of the difference is narrower than
-    the two separate intervals suggest. Raises `ValueError` if the questions are not the same.
+    Both map question ids to a score from 0 to 1, such as "was right". Questions are resampled, each
+    with both of its outcomes: two models find the same questions hard, and the interval of the
+    difference is narrower than the two separate intervals suggest. Raises `ValueError` if the
+    questions are not the same.
     """
     if first.keys() != second.keys():
         odd = sorted(first.keys() ^ second.keys())

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -95,7 +92,7 @@ def score_mixture(
 def train_stage(run: StageRun, out: Path, gpus: int) -> float:
     """Train, here or, on several GPUs, in as many processes; seconds that it took.
 
-    Raises `RuntimeError` if one of them failed.
+    Raises as `train.jobs.ranks.run_ranks` if one of them failed or was ended.
     """
     started = time.monotonic()
     if gpus > 1:
@@ -118,18 +115,10 @@ def _steps(checkpoint: Path) -> int:
 
 
 def _join(run: StageRun, out: Path, processes: int) -> None:
-    """Run the stage under torchrun, on the GPUs that this job was given."""
+    """Run the stage on the GPUs that this job was given, a process on each."""
+    from train.jobs.ranks import run_ranks
+
     path = out / "recipe.yaml"
     path.write_text(yaml.safe_dump(run.recipe.dump(), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "train.run", str(path)]
-    command += ["--stage", run.name, "--redo"]
-    command += ["--expert", run.expert] if run.expert else []
-    # SIGTERM reaches torchrun as well, which has its processes save a step: this one waits for it.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        code = subprocess.run(command, check=False).returncode
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code:
-        raise RuntimeError(f"torchrun ended with code {code}: see above")
+    command = ["-m", "train.run", str(path), "--stage", run.name, "--redo"]
+    run_ranks(command + (["--expert", run.expert] if run.expert else []), processes)

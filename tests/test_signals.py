@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import Trainer
+
 from tests.interrupted import (
     Attempt,
     Recipe,
@@ -26,8 +28,6 @@ from tests.interrupted import (
     result,
     send_self,
 )
-from transformers import Trainer
-
 from train.continuing import Continuing
 from train.curve import CurveWriter
 from train.recipe import parse_recipe

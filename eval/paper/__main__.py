@@ -10,24 +10,26 @@ import argparse
 from rich.console import Console
 
 from eval.card import find_cards
-from eval.paper.table import measure, render_page, score_table, to_markdown, to_rich
+from eval.paper.table import find_rows, measure, render_page, score_table, to_markdown, to_rich
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Scores beside those of the Eagle paper.")
     parser.add_argument("out", nargs="?", help="folder of a run of `--tasks paper`")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--beside", default="X5-7B,X4-8B-Plus", help="published models, or: all")
     options = parser.parse_args(arguments)
     if options.out is None:
         print(render_page(), end="")
         return
     try:
+        rows = find_rows([] if options.beside == "all" else options.beside.split(","))
         measured = measure(find_cards(options.out))
     except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     if not measured.scores and not measured.not_run:
         parser.exit(2, f"{options.out}: no card of the paper's benchmarks. Run `--tasks paper`.\n")
-    table = score_table(measured)
+    table = score_table(measured, rows)
     if options.markdown:
         print(to_markdown(*table))
     else:

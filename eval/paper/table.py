@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from eagle_moe.schema import nearest
 from eval.card import Card
 from eval.paper.benchmarks import AVERAGED, BENCHMARKS, Benchmark, eagle_average
 from eval.paper.published import Row, read_published
 from eval.score import TOTAL
 
 AVERAGE = "Eagle average"
+FEW = 3
+"""Cells with which a published row is of interest for its average alone."""
 
 
 @dataclass
@@ -66,9 +69,20 @@ def _add(measured: Measured, one: Benchmark, card: Card) -> None:
         measured.intervals[one.name] = (one.factor * score.low, one.factor * score.high)
 
 
-def score_table(measured: Measured) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows: every benchmark and the average, ours and each published row of scores."""
-    published = [row for row in read_published() if len(row.scores) > 3]
+def find_rows(models: Sequence[str]) -> list[Row]:
+    """Published rows of scores by their models; all of them for none named.
+
+    Raises `ValueError` with the nearest names for one that there is not.
+    """
+    rows = {row.model: row for row in read_published() if len(row.scores) > FEW}
+    for model in models:
+        if model not in rows:
+            raise ValueError(f'no row of scores was published of "{model}".{nearest(model, rows)}')
+    return [rows[model] for model in models or rows]
+
+
+def score_table(measured: Measured, published: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: every benchmark and the average, ours and of each published row."""
     heading = ["benchmark", "this model", "95 % interval", *(row.model for row in published)]
     rows = [
         [
@@ -112,7 +126,8 @@ def to_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_rich(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(heading[0])
+    table = Table()
+    table.add_column(heading[0], no_wrap=True)
     for name in heading[1:]:
         table.add_column(name, justify="right")
     for row in rows:
@@ -176,7 +191,7 @@ def render_page() -> str:
         deviations=to_markdown(
             ["benchmark", "the paper's", "lmms-eval 0.7.3", "undone by"], _deviations()
         ),
-        scores=_published_scores([row for row in rows if len(row.scores) > 3]),
+        scores=_published_scores(find_rows([])),
         averages=to_markdown(
             ["source", "model", "printed", "its parts give", "without VizWiz", "VizWiz left"],
             [_average_row(row) for row in rows if row.average is not None],

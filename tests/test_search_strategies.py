@@ -108,6 +108,8 @@ def test_backward_takes_away_what_harms_and_never_the_base():
     assert all("z" in members for members in table.asked)
     alone = search(Pool(("a", "d")), Backward(), Plain(), Table())
     assert alone.chosen == ("a",), "at least one expert stays"
+    whole = search(Pool(("d", "a"), ("d", "a")), Backward(), Plain(), Table())
+    assert whole.chosen == ("a",), "the whole pool as base is where to start from"
 
 
 def test_exhaustive_tries_every_mixture_with_the_base_or_says_how_many_there_are():

@@ -45,7 +45,10 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Backward:
-    """From the whole pool, in every round without one expert; the base always stays."""
+    """From the whole pool, in every round without one expert; the base always stays.
+
+    A base that is the whole pool says where to start, and keeps nothing from going.
+    """
 
     name: ClassVar[str] = "backward"
 
@@ -53,7 +56,8 @@ class Backward:
         return pool.names
 
     def proposals(self, pool: Pool, incumbent: Members, number: int) -> Sequence[Members]:
-        spare = [name for name in incumbent if name not in pool.base]
+        kept = pool.base if len(pool.base) < len(pool.names) else ()
+        spare = [name for name in incumbent if name not in kept]
         if len(incumbent) == 1:
             return []
         return [tuple(other for other in incumbent if other != name) for name in spare]

@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 PURPOSES = {
     "train": "training from a checkout",
     "suite": "the built-in suite and its report",
+    "eval": "scores by lmms-eval",
     "wandb": "logging to Weights & Biases",
     "search": "expert search on several machines",
     "deepspeed": "ZeRO training",

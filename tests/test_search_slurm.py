@@ -72,7 +72,7 @@ def test_a_cluster_is_started_and_the_driver_told_where_it_is(cluster: dict[str,
     assert job.returncode == 0, said
     *before, driver = Path(cluster["CALLS"]).read_text().splitlines()
     # nodes are asked for in the background: only the driver's place in the order is sure
-    others, head, status = sorted(before, key=lambda line: ("status" == line, "--head" in line))
+    others, head, status = sorted(before, key=lambda line: (line == "status", "--head" in line))
     assert "--nodes=1 --ntasks=1 --nodelist=node0" in head and "--head" in head
     assert "--num-cpus 40 --num-gpus 8" in head and "--port 31234" in head
     assert status == "status"

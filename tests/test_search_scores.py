@@ -54,6 +54,16 @@ def test_the_interval_of_a_gain_is_that_of_its_sampling_distribution():
     assert 2 * 1.96 * np.sqrt(unpaired) > 2 * width, "two separate intervals are far too wide"
 
 
+def test_no_interval_of_shares_leaves_0_to_1():
+    rng = np.random.default_rng(3)
+    runs = [{"x": (rng.random(50) < share).astype(float)} for share in (0.02, 0.4)]
+    found = evidence(measured(A, *runs), measured(B, *runs[::-1])).interval(A)
+    assert (found.low, found.high) == (0.0, 1.0), "two runs so far apart say next to nothing"
+    points = [{"x": 100 * run["x"]} for run in runs]
+    found = evidence(measured(A, *points), measured(B, *points[::-1])).interval(A)
+    assert found.low < 0 and found.high > 100, "points of a benchmark know no such bounds"
+
+
 def test_the_formula_and_the_resampling_agree_on_the_noise():
     rng = np.random.default_rng(1)
     runs = [{"x": rng.random(300), "y": rng.random(80)} for _ in range(6)]

@@ -126,10 +126,19 @@ class Evidence:
         return noise
 
     def interval(self, members: Members) -> Interval:
-        """Its score with its 95 % interval."""
+        """Its score with its 95 % interval, which stays within 0 to 1 where all items do."""
         if self.noise is None:
             return Interval(self.score(members))
-        return _interval(self.score(members), self.noise[:, self._column[members]])
+        noise = self.noise[:, self._column[members]]
+        if self._shares:
+            return _interval(self.score(members), noise, (0.0, 1.0))
+        return _interval(self.score(members), noise)
+
+    @cached_property
+    def _shares(self) -> bool:
+        """Whether scores are means of items between 0 and 1, such as shares of right answers."""
+        values = [one.items[task] for one in self.measured.values() for task in self.tasks]
+        return bool(values) and all(((each >= 0) & (each <= 1)).all() for each in values)
 
     def gain(self, members: Members, other: Members) -> Interval:
         """Its score minus that of `other`, paired, with its 95 % interval."""
@@ -190,8 +199,10 @@ def verdict_of(gain: Interval) -> Verdict | None:
     return "better" if gain.low > 0 else "worse" if gain.high < 0 else "not distinguishable"
 
 
-def _interval(mean: float, noise: Floats) -> Interval:
-    low, high = (mean + float(end) for end in np.quantile(noise, TAILS))
+def _interval(
+    mean: float, noise: Floats, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    low, high = np.clip(mean + np.quantile(noise, TAILS), *bounds).tolist()
     return Interval(mean, min(low, mean), max(high, mean))
 
 

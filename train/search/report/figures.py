@@ -239,6 +239,9 @@ def _leave_room(axes: Axes, places: Sequence[Place], scale: Scale) -> None:
     )
     span = ((highest - lowest) or 1.0) / (1 - above - below)
     axes.set_ylim(lowest - below * span, highest + above * span)
+    if scale.unit:  # no share is below 0 or above 100 %, though a label may be
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= scale.factor])
+        axes.set_ylim(lowest - below * span, highest + above * span)
 
 
 def _mean(candidate: Candidate, scale: Scale) -> float:

@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from eval.answer import Answer, read_answers
-from eval.card import CARD, Card, Score
-from eval.score import TOTAL, paired_difference
+from eagle_moe.scores.answer import Answer, read_answers
+from eagle_moe.scores.card import CARD, Card, Score
+from eagle_moe.scores.score import TOTAL, paired_difference
 
 LONGEST = 60
 """Characters of a field that are shown."""

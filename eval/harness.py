@@ -20,10 +20,12 @@ from pydantic import Field, model_validator
 
 from eagle_moe.answer import MAX_NEW_TOKENS, Answerer, Images
 from eagle_moe.schema import Schema
-from eval.answer import ITEMS, KeptTexts, OnProgress, write_answers
-from eval.card import CARD, SKILLS, Card
+from eagle_moe.scores.answer import ITEMS, write_answers
+from eagle_moe.scores.card import CARD, SKILLS, Card
+from eagle_moe.scores.identity import Identity
 from eval.engine import gathered, process_group, processes, rank, score
-from eval.identity import Identity, identify
+from eval.identity import identify
+from eval.kept import KeptTexts, OnProgress
 from eval.outcome import Outcome
 
 MARK = "\x1eeval "

@@ -9,8 +9,8 @@ fields what is asked and what counts as right:
                        {"from": "gpt", "value": "lamp"}]}
 
 `skill` is what is scored apart; `kind` is the form of question that shares a range of possible
-answers (the guesser of `eval.score.chance_of` needs it). A prompt is the image, if there is one,
-then the question.
+answers (the guesser of `eagle_moe.scores.score.chance_of` needs it). A prompt is the image, if
+there is one, then the question.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from eval.score import normalise
+from eagle_moe.scores.score import normalise
 
 FIELDS = ("id", "skill", "kind", "question", "answer", "conversations")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.answer import Answer
-from eval.card import Score, count
-from eval.score import CONFIDENCE, SEED, TOTAL, bootstrap
+from eagle_moe.scores.answer import Answer
+from eagle_moe.scores.card import Score, count
+from eagle_moe.scores.score import CONFIDENCE, SEED, TOTAL, bootstrap
 
 IDS = ("id", "question_id", "questionId", "questionID", "pid", "index", "Index")
 """Columns that may name a question; the first one that is there and unique does."""

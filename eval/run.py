@@ -23,10 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from eagle_moe.answer import Images
-from eval.answer import OnProgress
-from eval.card import CARD, SKILLS, Card, Score
+from eagle_moe.scores.card import CARD, SKILLS, Card, Score
 from eval.harness import MARK, RunFailed, Settings, run_tasks
 from eval.items import read_items
+from eval.kept import OnProgress
 from eval.tasks.catalogue import expand, installed
 
 LOG = "harness.log"

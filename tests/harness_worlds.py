@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, Sequence, Value
 from lmms_eval.api.model import lmms
 from PIL import Image as Pillow
 
-from eval.card import Card
+from eagle_moe.scores.card import Card
 from eval.engine import score
 from eval.harness import RunFailed, Settings, go_offline, run_tasks
 from eval.tasks.catalogue import load_task

@@ -1,10 +1,8 @@
-"""eval/answer.py: what is kept of answers, while a run lasts and when it is finished."""
+"""eagle_moe/scores/answer.py: answers come back as they were written, or the line is named."""
 
 from __future__ import annotations
 
-import pytest
-
-from eval.answer import ITEMS, Answer, KeptTexts, read_answers, write_answers
+from eagle_moe.scores.answer import ITEMS, Answer, read_answers, write_answers
 
 
 def make_answer(index: int, prediction: str = "lamp") -> Answer:
@@ -18,30 +16,3 @@ def test_what_is_written_is_read_and_equal_answers_are_equal_files(tmp_path):
     first = (tmp_path / ITEMS).read_bytes()
     write_answers(tmp_path, answers)
     assert (tmp_path / ITEMS).read_bytes() == first
-
-
-def test_texts_outlive_the_process(tmp_path):
-    texts = KeptTexts(tmp_path / "new" / "texts")
-    texts["a"] = "straße\u2028\n"
-    texts.setdefault("a", "other")
-    texts.setdefault("b", "")
-    again = KeptTexts(tmp_path / "new" / "texts")
-    assert dict(again) == dict(texts) == {"a": "straße\u2028\n", "b": ""}
-
-
-def test_a_line_torn_by_a_kill_is_as_if_it_had_never_been(tmp_path):
-    texts = KeptTexts(tmp_path / "texts")
-    texts["a"], texts["b"] = "one", "two"
-    whole = texts.path.read_bytes()
-    for cut in range(1, len(b'["b", "two"]\n') + 1):
-        texts.path.write_bytes(whole[:-cut])
-        again = KeptTexts(texts.path)
-        assert dict(again) == {"a": "one"}
-        again["b"] = "two"
-        assert texts.path.read_bytes() == whole
-
-
-def test_a_file_of_something_else_is_named(tmp_path):
-    (tmp_path / "texts").write_text('["a", "one"]\n{"id": 1}\n')
-    with pytest.raises(ValueError, match=r"texts:2: not an answer"):
-        KeptTexts(tmp_path / "texts")

@@ -1,4 +1,4 @@
-"""eval/card.py: a card says what its answers say, or is refused."""
+"""eagle_moe/scores/card.py: a card says what its answers say, or is refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.answer import ITEMS, Answer, read_answers, write_answers
-from eval.card import ACCURACY, CARD, SKILLS, Card, Score, count, find_cards, write_json
-from eval.identity import Identity
+from eagle_moe.scores.answer import ITEMS, Answer, read_answers, write_answers
+from eagle_moe.scores.card import ACCURACY, CARD, SKILLS, Card, Score, count, find_cards, write_json
+from eagle_moe.scores.identity import Identity
 
 
 def make_answers(**right_of_ten: int) -> list[Answer]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.answer import Answer
-from eval.card import CARD, SKILLS, Card, Score
+from eagle_moe.scores.answer import Answer
+from eagle_moe.scores.card import CARD, SKILLS, Card, Score
 from eval.compare import Field, compare, differing, main
 from tests.test_card import make_answers, make_card, make_identity, save
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from eagle_moe import explain
 from eagle_moe.answer import Answerer
-from eval.card import Score
+from eagle_moe.scores.card import Score
 from eval.experts import METRICS, Matrix, explain_experts, measure, read_measured
 from eval.experts.__main__ import main
 from eval.experts.words import show

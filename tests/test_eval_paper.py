@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.card import Card, Score
+from eagle_moe.scores.card import Card, Score
 from eval.paper import BENCHMARKS, TASKS, check_average, eagle_average, read_published
 from eval.paper.__main__ import main
 from eval.paper.benchmarks import AVERAGED, BY_NAME

@@ -15,8 +15,8 @@ from rich.console import Console
 
 import eval.run
 from eagle_moe.answer import Answerer
-from eval.answer import ITEMS, read_answers
-from eval.card import CARD, SKILLS, Card, Score
+from eagle_moe.scores.answer import ITEMS, read_answers
+from eagle_moe.scores.card import CARD, SKILLS, Card, Score
 from eval.harness import MARK, RunFailed, Settings
 from eval.items import read_items
 from eval.run import _follow, evaluate, main, print_card, run

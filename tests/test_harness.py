@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.answer import ITEMS, read_answers
+from eagle_moe.scores.answer import ITEMS, read_answers
 from tests.own_process import call
 from tests.suites import write_suite
 

@@ -1,4 +1,4 @@
-"""eval/identity.py: equal when nothing that matters changed, different when anything did."""
+"""Identities of scores: equal when nothing that matters changed, different when anything did."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from eagle_moe.answer import Answerer
-from eval.identity import Identity, describe_machine, hash_weights, identify, library_versions
+from eagle_moe.scores.identity import Identity, hash_weights
+from eval.identity import describe_machine, identify, library_versions
 from tests.test_card import make_identity
 
 

@@ -17,7 +17,7 @@ PACKAGES = ["eagle_moe", "eval", "train"]
 
 LAYERS = [
     {"schema"},
-    {"registry", "canvas", "parts", "loss"},
+    {"registry", "canvas", "parts", "loss", "scores"},
     {"experts", "fusion", "connectors", "checkpoint"},
     {"config"},
     {"pretrained"},

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eval.answer import Answer, read_answers, write_answers
-from eval.card import ACCURACY, Card, count
-from eval.card import SKILLS as TASK
+from eagle_moe.scores.answer import Answer, read_answers, write_answers
+from eagle_moe.scores.card import ACCURACY, Card, count
+from eagle_moe.scores.card import SKILLS as TASK
+from eagle_moe.scores.score import is_correct
 from eval.items import Item, hash_items, read_items
 from eval.page import show_seconds
 from eval.report import (
@@ -33,7 +34,6 @@ from eval.report.figures import COLOURS
 from eval.report.page import render_page
 from eval.report.results import MODELS
 from eval.report.story import headline
-from eval.score import is_correct
 from tests.suites import write_suite
 from tests.test_card import make_card, make_identity
 

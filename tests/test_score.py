@@ -1,4 +1,4 @@
-"""eval/score.py: exact match, intervals against closed forms, pairs, and chance by hand."""
+"""eagle_moe/scores/score.py: exact match, intervals against closed forms, pairs, chance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.score import (
+from eagle_moe.scores.score import (
     accuracy_by_skill,
     bootstrap,
     chance_of,

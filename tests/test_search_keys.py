@@ -47,7 +47,8 @@ def test_all_that_training_and_scoring_import_is_in_it():
         "eagle_moe.experts.sam",
         "train.trainer",
         "train.muon",
-        "eval.answer",
+        "eval.kept",
+        "eagle_moe.scores.score",
         "eagle_moe/templates/short.jinja",
     ):
         assert module in found

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.card import Score
+from eagle_moe.scores.card import Score
 from eval.experts.matrix import Matrix
 from eval.experts.page import PAGE
 from eval.experts.run import IMAGES, REFERENCE, explain_experts

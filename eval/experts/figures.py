@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from eval.card import Score
+from eagle_moe.scores.card import Score
 from eval.experts.hints import Hint
 from eval.experts.matrix import Matrix, Parts
 from eval.experts.measure import LOG_PROB

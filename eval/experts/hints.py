@@ -10,10 +10,10 @@ import numpy as np
 from eagle_moe import explain
 from eagle_moe.answer import Answerer
 from eagle_moe.canvas import load_image
-from eval.answer import OnProgress
+from eagle_moe.scores.score import is_correct
 from eval.experts.measure import ALL, LOG_PROB, Measured, conversation, without
 from eval.items import Item
-from eval.score import is_correct
+from eval.kept import OnProgress
 
 
 @dataclass(frozen=True)

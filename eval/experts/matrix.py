@@ -11,10 +11,10 @@ from typing import Self
 from pydantic import Field
 
 from eagle_moe.schema import Schema
-from eval.card import ACCURACY, Score, write_json
+from eagle_moe.scores.card import ACCURACY, Score, write_json
+from eagle_moe.scores.identity import Identity
+from eagle_moe.scores.score import TOTAL, accuracy_by_skill
 from eval.experts.measure import ALL, LOG_PROB, NONE, Measured, only, variants, without
-from eval.identity import Identity
-from eval.score import TOTAL, accuracy_by_skill
 
 MATRIX = "experts.json"
 METRICS = {LOG_PROB: "log-probability of the right answer", ACCURACY: "right answers"}

@@ -17,9 +17,10 @@ from torch import Tensor
 from eagle_moe import explain
 from eagle_moe.answer import Answerer
 from eagle_moe.canvas import load_image
-from eval.answer import ITEMS, KeptTexts, OnProgress
-from eval.card import ACCURACY
+from eagle_moe.scores.answer import ITEMS
+from eagle_moe.scores.card import ACCURACY
 from eval.items import Item
+from eval.kept import KeptTexts, OnProgress
 
 LOG_PROB = "log_prob"
 ALL, NONE = "all", "none"

@@ -13,7 +13,7 @@ from eagle_moe.answer import Answerer
 from eagle_moe.config import EagleMixConfig
 from eagle_moe.explain import Maps
 from eagle_moe.schema import nearest
-from eval.answer import KeptTexts, OnProgress
+from eagle_moe.scores.identity import Identity, Task, hash_weights
 from eval.experts.hints import find_hints
 from eval.experts.matrix import Matrix, Retrained, compare, make_matrix
 from eval.experts.measure import (
@@ -26,8 +26,9 @@ from eval.experts.measure import (
     write_measured,
 )
 from eval.experts.page import write_page
-from eval.identity import Identity, Task, hash_weights, identify
+from eval.identity import identify
 from eval.items import Item, hash_items, read_items
+from eval.kept import KeptTexts, OnProgress
 
 TASK = "eagle_experts"
 VERSION = "1"

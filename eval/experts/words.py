@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.card import ACCURACY, Score
+from eagle_moe.scores.card import ACCURACY, Score
+from eagle_moe.scores.score import TOTAL
 from eval.experts.hints import Hint
 from eval.experts.matrix import Matrix
 from eval.experts.measure import ALL, LOG_PROB
-from eval.score import TOTAL
 
 TITLE = "What each expert adds"
 UNITS = {LOG_PROB: "log-probability of the right answer", ACCURACY: "right answers, in points"}

@@ -9,7 +9,7 @@ import argparse
 
 from rich.console import Console
 
-from eval.card import find_cards
+from eagle_moe.scores.card import find_cards
 from eval.paper.table import find_rows, measure, render_page, score_table, to_markdown, to_rich
 
 

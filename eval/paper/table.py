@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from eagle_moe.schema import nearest
-from eval.card import Card
+from eagle_moe.scores.card import Card
+from eagle_moe.scores.score import TOTAL
 from eval.paper.benchmarks import AVERAGED, BENCHMARKS, Benchmark, eagle_average
 from eval.paper.published import Row, read_published
-from eval.score import TOTAL
 
 AVERAGE = "Eagle average"
 FEW = 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from eagle_moe.scores.score import Estimate
 from eval.page import FAINT, INK, RULE, show_seconds
 from eval.report.results import MODELS, CurvePoint, Probe
-from eval.score import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from eagle_moe.scores.score import TOTAL
 from eval.page import render, to_svg
 from eval.report import figures, story
 from eval.report.results import MODELS, CurvePoint, DemoResults, Sample
-from eval.score import TOTAL
 
 SHOWN = ("mixture", "clip_only")
 """Models whose answers stand beside the samples."""

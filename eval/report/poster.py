@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eagle_moe.scores.score import TOTAL
 from eval.page import FAINT, INK, house_style
 from eval.report import figures, story
 from eval.report.page import SHOWN, curves_of
 from eval.report.results import MODELS, DemoResults, Sample
-from eval.score import TOTAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

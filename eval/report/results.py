@@ -12,11 +12,11 @@ from typing import Any, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from eagle_moe.schema import Schema, nearest
-from eval.answer import Answer, read_answers
-from eval.card import ACCURACY, SKILLS, Card, check_total
+from eagle_moe.scores.answer import Answer, read_answers
+from eagle_moe.scores.card import ACCURACY, SKILLS, Card, check_total
+from eagle_moe.scores.score import TOTAL, Estimate, accuracy_by_skill, chance_of, paired_difference
 from eval.identity import describe_machine
 from eval.items import read_items, training_answers
-from eval.score import TOTAL, Estimate, accuracy_by_skill, chance_of, paired_difference
 
 MODELS = {
     "mixture": "Mixture",

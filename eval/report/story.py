@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from eagle_moe.scores.score import TOTAL, Estimate
 from eval.page import show_seconds
 from eval.report.results import MODELS, DemoResults
-from eval.score import TOTAL, Estimate
 
 TITLE = "What a mixture of vision experts sees"
 

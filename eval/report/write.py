@@ -9,12 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.card import write_json
+from eagle_moe.scores.card import write_json
+from eagle_moe.scores.score import TOTAL
 from eval.report import story
 from eval.report.page import render_page
 from eval.report.poster import draw_poster
 from eval.report.results import MODELS, DemoResults, summarise
-from eval.score import TOTAL
 
 PAGE, POSTER, SUMMARY = "report.html", "report.png", "summary.json"
 

@@ -27,8 +27,8 @@ from PIL import ImageFile
 
 from eagle_moe.answer import Images
 from eagle_moe.schema import nearest
-from eval.card import SKILLS
-from eval.identity import Task
+from eagle_moe.scores.card import SKILLS
+from eagle_moe.scores.identity import Task
 from eval.paper import TASKS
 
 OWN = Path(__file__).parent

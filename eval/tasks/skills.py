@@ -11,8 +11,8 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
 from eagle_moe.canvas import load_image
+from eagle_moe.scores.score import is_correct
 from eval.items import Item, hash_items, read_items
-from eval.score import is_correct
 
 MAX_NEW_TOKENS = 16
 """Cap of an answer unless a run says otherwise; the suite's answers are short."""

@@ -7,8 +7,8 @@ two or three runs say little about that, so that the spread between the runs of 
 over all mixtures that have several, and its own uncertainty is drawn as well. What is not known is
 taken to be none, and `Evidence.noise_of` says what is known.
 
-`eval.score` has a bootstrap of one difference. Here many mixtures are drawn jointly, tasks count
-equally, and nothing may import torch.
+`eagle_moe.scores.score` has a bootstrap of one difference. Here many mixtures are drawn jointly,
+tasks count equally, and nothing may import torch.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.answer import read_answers
-from eval.card import ACCURACY, SKILLS
+from eagle_moe.scores.answer import read_answers
+from eagle_moe.scores.card import ACCURACY, SKILLS
 from eval.items import hash_items, read_items
 from train.jobs import Job
 from train.recipe import Recipe

@@ -15,9 +15,9 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from eagle_moe.schema import Schema
-from eval.answer import ITEMS, Answer, read_answers
-from eval.identity import Identity
-from eval.score import TOTAL, Estimate, accuracy_by_skill, bootstrap, is_correct
+from eagle_moe.scores.answer import ITEMS, Answer, read_answers
+from eagle_moe.scores.identity import Identity
+from eagle_moe.scores.score import TOTAL, Estimate, accuracy_by_skill, bootstrap, is_correct
 
 CARD = "card.json"
 SKILLS = "eagle_skills"

@@ -1,19 +1,16 @@
-"""Answers as they are kept: item by item with their scores, and as bare texts while a run lasts."""
+"""Answers as they are kept: item by item, with their scores."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-from collections import UserDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ITEMS = "items.jsonl.gz"
-OnProgress = Callable[[int, int, str], None]
-"""Called with (items done, items in all, note)."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +59,3 @@ def read_answers(folder: str | Path) -> list[Answer]:
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path}:{number}: not an answer: {error}") from None
     return answers
-
-
-class KeptTexts(UserDict[str, str]):
-    """Question -> text, written to a file as they come: what is finished outlives the process.
-
-    What an earlier run left in the file is there; the torn last line of a killed run is cut.
-    Raises `ValueError` naming the line of a file that is none of these.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
-        with self.path.open("a+", encoding="utf-8") as file:
-            file.seek(0)
-            for number, line in enumerate(file, start=1):
-                try:
-                    key, text = json.loads(line)
-                except (json.JSONDecodeError, TypeError, ValueError):
-                    raise ValueError(f"{self.path}:{number}: not an answer. Remove it.") from None
-                self.data[key] = text
-
-    def __setitem__(self, key: str, text: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, text], ensure_ascii=True) + "\n")
-        self.data[key] = text

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-train test test-oldest check format train prealign align sft search doctor eval chat clean
+.PHONY: help setup demo bench-train test test-oldest test-extras check format train prealign align sft search doctor eval chat clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -97,16 +97,33 @@ OLDEST_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,\
 
 site = $(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
+# A new environment $(1) that sees the packages of .venv behind its own.
+define in-front
+rm -rf $(1)
+$(BIN)/python -m venv $(1)
+echo "import site; site.addsitedir('$$($(call site,$(BIN)))')" > "$$($(call site,$(1)/bin))/venv.pth"
+endef
+
 test-oldest: $(OLDEST)/installed  ## the model tests on the oldest transformers that engines pin
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n logical --maxprocesses 8 $(OLDEST_TESTS) $(ARGS)
 
 $(OLDEST)/installed: $(VENV)/installed
-	rm -rf $(OLDEST)
-	$(BIN)/python -m venv $(OLDEST)
-	echo "import site; site.addsitedir('$$($(call site,$(BIN)))')" > "$$($(call site,$(OLDEST)/bin))/venv.pth"
+	$(call in-front,$(OLDEST))
 	$(OLDEST)/bin/python -m pip install --quiet 'transformers==5.19.*'
 	@touch $@
 
+# Packages that contradict the pins of .venv, in an environment in front of it as above.
+EXTRAS := .venv-extras
+EXTRAS_TESTS = $(wildcard tests/test_web*.py tests/test_quant*.py)
+
+test-extras: $(EXTRAS)/installed  ## the tests of the web chat and of 8- and 4-bit weights
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest -n logical --maxprocesses 8 $(EXTRAS_TESTS) $(ARGS)
+
+$(EXTRAS)/installed: $(VENV)/installed
+	$(call in-front,$(EXTRAS))
+	$(EXTRAS)/bin/python -m pip install --quiet --constraint <(grep -v '^pillow==' constraints.txt) 'eagle-moe[dev-extras]'
+	@touch $@
+
 clean:  ## remove the environments and caches (runs/ stays)
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(EXTRAS) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -43,19 +43,24 @@ def load_image(
     *,
     max_pixels: int = MAX_PIXELS,
     frames: Literal["one", "first"] = "one",
+    formats: Sequence[str] | None = None,
+    name: str | None = None,
 ) -> Image.Image:
     """Open a path, encoded bytes or a PIL image as an upright 8-bit RGB image.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits.
     Raises `ValueError`, naming the file and the remedy, when it is missing, empty, damaged, not an
     image, larger than `max_pixels`, or has several frames (`frames="first"` takes the first).
+    `formats`: Pillow's names of the file formats that are tried; None: all. `name`: what to call
+    the image in errors; None: its path, or "image".
     """
-    name = "image" if isinstance(source, bytes | Image.Image) else str(source)
+    if name is None:
+        name = "image" if isinstance(source, bytes | Image.Image) else str(source)
     try:
         with warnings.catch_warnings():
             # Pillow would warn below its hard limit; `_check` speaks for us.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else _open(source, name)
+            image = source if isinstance(source, Image.Image) else _open(source, name, formats)
         _check(image, name, max_pixels, frames)
         return _plain_jpeg(image) or _to_rgb(ImageOps.exif_transpose(image), name)
     except Image.DecompressionBombError as error:
@@ -67,7 +72,7 @@ def load_image(
         ) from None
 
 
-def _open(source: str | Path | bytes, name: str) -> Image.Image:
+def _open(source: str | Path | bytes, name: str, formats: Sequence[str] | None) -> Image.Image:
     if isinstance(source, bytes):
         data = source
     elif not Path(source).exists():
@@ -79,7 +84,7 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
     if not data:
         raise ValueError(f"{name}: is empty (0 bytes). Copy or download it again.")
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         what = "an SVG drawing" if b"<svg" in data[:4096] else "not an image that Pillow can read"
         raise ValueError(f"{name}: is {what}. Convert it to PNG or JPEG.") from None

@@ -18,7 +18,7 @@ PACKAGES = ["eagle_moe", "eval", "train"]
 LAYERS = [
     {"schema"},
     {"registry", "canvas", "parts", "loss", "scores"},
-    {"experts", "fusion", "connectors", "checkpoint"},
+    {"experts", "fusion", "connectors", "checkpoint", "limits"},
     {"config"},
     {"pretrained"},
     {"vision"},

@@ -26,7 +26,7 @@ LAYERS = [
     {"processor", "profile"},
     {"build"},
     {"interop", "chat", "doctor", "answer", "explain"},
-    {"integrations"},
+    {"integrations", "serving"},
     {""},
     {"cli"},
 ]

@@ -17,7 +17,7 @@ PACKAGES = ["eagle_moe", "eval", "train"]
 
 LAYERS = [
     {"schema"},
-    {"registry", "canvas", "parts", "loss", "scores"},
+    {"registry", "canvas", "parts", "loss", "scores", "heatmap"},
     {"experts", "fusion", "connectors", "checkpoint", "limits"},
     {"config"},
     {"pretrained"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"processor", "profile"},
     {"build"},
     {"interop", "chat", "doctor", "answer", "explain"},
-    {"integrations", "serving"},
+    {"integrations", "serving", "web"},
     {""},
     {"cli"},
 ]

@@ -1,4 +1,4 @@
-"""The pictures: heat maps of expert x skill, and an image under the map of an expert."""
+"""The pictures of the matrix: heat maps of expert x skill."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from eagle_moe.heatmap import LOWERED, RAISED
 from eagle_moe.scores.card import Score
-from eval.experts.hints import Hint
 from eval.experts.matrix import Matrix, Parts
 from eval.experts.measure import LOG_PROB
 from eval.experts.words import UNITS, holds_zero, replaced, show
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-RAISED, LOWERED = (224, 122, 47), (29, 95, 196)
-"""Orange and blue, as on the demo's page: apart for colour-blind readers, and in print."""
-SIDE = 192
-"""Pixels of an image on the page, at least."""
 CELL = (1.05, 0.62)
 """Inches of a cell of a matrix."""
 
@@ -115,44 +110,4 @@ def draw_poster(matrix: Matrix) -> bytes:
         figure.supxlabel(caption, fontsize=9, color=FAINT, ha="left", x=0.01)
         target = io.BytesIO()
         figure.savefig(target, format="png", metadata={"Software": None})
-    return target.getvalue()
-
-
-def picture(canvas: np.ndarray) -> bytes:
-    """The canvas (S,S,3) as a PNG, enlarged by whole pixels if it is small."""
-    return _png(Image.fromarray(_enlarged(canvas)))
-
-
-def overlays(hint: Hint) -> dict[str, bytes]:
-    """Expert -> the image in pale grey under its map, as a PNG; one scale for all experts."""
-    base = _enlarged(hint.canvas)
-    grey = 255 - 0.3 * (255 - base.mean(-1, keepdims=True))
-    top = max(max(float(np.abs(x).max()) for x in hint.maps.values()), 1e-12)
-    return {name: _png(_overlay(grey, x / top)) for name, x in hint.maps.items()}
-
-
-def _overlay(grey: np.ndarray, weights: np.ndarray) -> Image.Image:
-    """`grey` (S,S,1) under cells `weights` (h,w) in -1..1; colour goes with their root."""
-    side = len(grey)
-    rows, columns = (np.arange(side) * count // side for count in weights.shape)
-    cells = weights[rows[:, None], columns[None, :], None]
-    colour = np.where(cells > 0, np.array(RAISED), np.array(LOWERED))
-    cover = 0.9 * np.sqrt(np.abs(cells))
-    return Image.fromarray((grey * (1 - cover) + colour * cover).round().astype(np.uint8))
-
-
-def _enlarged(canvas: np.ndarray) -> np.ndarray:
-    """By whole pixels if it is small; made smaller, smoothly, if it is more than twice `SIDE`."""
-    times = max(1, SIDE // len(canvas))
-    enlarged = canvas.repeat(times, 0).repeat(times, 1)
-    if len(enlarged) <= 2 * SIDE:
-        return enlarged
-    return np.asarray(
-        Image.fromarray(enlarged).resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
-    )
-
-
-def _png(image: Image.Image) -> bytes:
-    target = io.BytesIO()
-    image.save(target, format="PNG", optimize=True)
     return target.getvalue()

@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eagle_moe.heatmap import in_words, overlays, picture
 from eval.experts import words
 from eval.experts.figures import (
     Panel,
     draw_matrix,
     draw_poster,
-    overlays,
     panel_size,
     panels,
-    picture,
     retrained_panels,
 )
 from eval.experts.hints import Hint
@@ -110,10 +109,10 @@ def _hint(hint: Hint) -> dict[str, Any]:
         {
             "expert": expert,
             "png": base64.b64encode(png).decode(),
-            "text": words.hint_text(hint, expert),
+            "text": in_words(expert, hint.maps[expert]),
             "lost": words.lost(hint, expert),
         }
-        for expert, png in overlays(hint).items()
+        for expert, png in overlays(hint.canvas, hint.maps).items()
     ]
     return {
         "skill": hint.item.skill,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eagle_moe.heatmap import COLOURS, PLACES, true_minus
 from eagle_moe.scores.card import ACCURACY, Score
 from eagle_moe.scores.score import TOTAL
 from eval.experts.hints import Hint
@@ -18,21 +19,14 @@ def show(metric: str, score: Score) -> tuple[str, str]:
     """A difference and its interval: `+12`, `8 to 16` points, or `+0.41`, `0.30 to 0.52` nats."""
     assert score.low is not None and score.high is not None
     digits, factor = (0, 100) if metric == ACCURACY else (2, 1)
-    low, high = (_minus(f"{factor * end + 0.0:.{digits}f}") for end in (score.low, score.high))
-    return _minus(f"{factor * score.value + 0.0:+.{digits}f}"), f"{low} to {high}"
+    low, high = (true_minus(f"{factor * end + 0.0:.{digits}f}") for end in (score.low, score.high))
+    return true_minus(f"{factor * score.value + 0.0:+.{digits}f}"), f"{low} to {high}"
 
 
 def holds_zero(score: Score) -> bool:
     """Whether the interval does: then nobody can say which way it goes."""
     assert score.low is not None and score.high is not None
     return score.low <= 0 <= score.high
-
-
-def _minus(text: str) -> str:
-    """With a real minus sign, and none before a zero."""
-    if not any(digit in text for digit in "123456789"):
-        text = text.lstrip("+-")
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def replaced(matrix: Matrix) -> str:
@@ -101,29 +95,15 @@ def hints_caption(matrix: Matrix, hints: Sequence[Hint]) -> str:
         "The figures under the maps are the claim: how much log-probability the right answer to "
         f"this one question loses with that expert silenced ({replaced(matrix)}). The colours are "
         "hints: gradient of that log-probability times the features, counted from that mean, cell "
-        "by cell on the expert's own grid. Orange raised it, blue lowered it; colour goes with the "
-        "root, on a scale common to the experts of one image. Here the sum of a map has the sign "
-        f"of the figure below it in {alike} of {len(pairs)} cases. A cell of an expert that mixes "
-        "cells, as transformers do, may stand for something elsewhere in the image. Questions "
+        f"by cell on the expert's own grid. {COLOURS} Here the sum of a map has the sign "
+        f"of the figure below it in {alike} of {len(pairs)} cases. {PLACES} Questions "
         "were chosen by place in the file, skill by skill: they are no random sample."
     )
 
 
 def lost(hint: Hint, expert: str) -> str:
     """What the right answer to one question loses without an expert."""
-    return _minus(f"{hint.loss(expert):+.2f}")
-
-
-def hint_text(hint: Hint, expert: str) -> str:
-    """A map in words, for those who do not see it."""
-    weights = hint.maps[expert]
-    rows, columns = weights.shape
-    at, column = divmod(int(abs(weights).argmax()), columns)
-    side = "raised" if weights[at, column] > 0 else "lowered"
-    return (
-        f"{expert}, {rows} by {columns} cells: strongest in row {at + 1}, column {column + 1}, "
-        f"where it {side} the log-probability; sum {_minus(f'{weights.sum():+.2f}')}"
-    )
+    return true_minus(f"{hint.loss(expert):+.2f}")
 
 
 def agreement(matrix: Matrix, parts: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_experts(commands)
     _add_chat(commands)
+    _add_serve(commands)
     _add_import(commands)
     doctor = commands.add_parser("doctor", help="show versions and what is missing, and why")
     doctor.set_defaults(run=_doctor)
@@ -69,14 +70,51 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
     )
     chat.add_argument("--prompt", metavar="TEXT", help="ask this only, and leave")
     chat.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
-    chat.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the best")
-    chat.add_argument(
+    _add_placement(chat)
+    chat.set_defaults(run=_chat)
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer chat completions over HTTP, as OpenAI's clients ask for them",
+        description="Answer /v1/chat/completions over HTTP, with images, whole or as a stream. "
+        "Needs the extra `serve`.",
+    )
+    serve.add_argument("model", type=Path, metavar="DIR", help="a checkpoint's folder")
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine only")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: any free one")
+    serve.add_argument("--name", help="what clients call the model; default: the folder's name")
+    serve.add_argument(
+        "--max-new-tokens", type=int, default=1024, metavar="N", help="of an answer; default: 1024"
+    )
+    serve.add_argument(
+        "--queue", type=int, default=32, metavar="N", help="requests that may wait; default: 32"
+    )
+    serve.add_argument(
+        "--image-folder", type=Path, metavar="DIR", help="requests may name its files, as file:NAME"
+    )
+    serve.add_argument(
+        "--limit",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of one request: image_bytes, image_pixels, image_count, prompt_characters, "
+        "request_bytes",
+    )
+    _add_placement(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _add_placement(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: best")
+    command.add_argument(
         "--dtype",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of the weights; default: as saved",
     )
-    chat.set_defaults(run=_chat)
 
 
 def _add_import(commands: argparse._SubParsersAction) -> None:
@@ -123,6 +161,25 @@ def _chat(arguments: argparse.Namespace) -> int:
     session = ChatSession.load(arguments.model, arguments.device, arguments.dtype)
     run_chat(session, arguments.image, arguments.prompt, arguments.max_new_tokens)
     return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from eagle_moe.serving.launch import ServeSettings, serve_command
+
+    settings = ServeSettings(
+        model=arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        name=arguments.name,
+        max_new_tokens=arguments.max_new_tokens,
+        queue=arguments.queue,
+        image_folder=arguments.image_folder,
+        limits=tuple(arguments.limit),
+    )
+    eagle_moe.register()
+    return serve_command(settings)
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -23,12 +23,14 @@ class Limits(Schema):
     - `image_bytes`: an image's file. `image_pixels`: its width times its height; the default holds
       the photo of a 48-megapixel phone. An image of several frames or pages is always refused.
     - `image_count`: images. `prompt_characters`: characters of all texts.
+    - `request_bytes`: all of it as it is sent.
     """
 
     image_bytes: PositiveInt = 20 * 2**20
     image_pixels: PositiveInt = 50_000_000
     image_count: PositiveInt = 16
     prompt_characters: PositiveInt = 50_000
+    request_bytes: PositiveInt = 64 * 2**20
 
 
 def open_image(source: bytes | Path, name: str, limits: Limits) -> Image.Image:

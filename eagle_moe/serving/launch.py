@@ -1,0 +1,129 @@
+"""From the command line to a server that listens."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eagle_moe.limits import Limits
+from eagle_moe.schema import apply_overrides
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+NEEDED = ("fastapi", "uvicorn", "starlette", "openai")
+"""What `transformers serve` imports: the extra `serve`."""
+PATIENCE = 5
+"""Seconds that answers under way have after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """`port` 0: any that is free. `name`: what clients call the model; None: its folder's name."""
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    dtype: str = "auto"
+    name: str | None = None
+    max_new_tokens: int = 1024
+    queue: int = 32
+    image_folder: Path | None = None
+    limits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port {self.port}: must be 0 to 65535.")
+        for option in ("max_new_tokens", "queue"):
+            if getattr(self, option) < 1:
+                value, flag = getattr(self, option), option.replace("_", "-")
+                raise ValueError(f"--{flag} {value}: must be at least 1.")
+        if self.image_folder is not None and not self.image_folder.is_dir():
+            raise ValueError(f"--image-folder {self.image_folder}: no such folder.")
+
+
+def serve_command(settings: ServeSettings) -> int:
+    """Listen, load, answer until interrupted. Mistakes are told before anything is loaded."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"serving needs {', '.join(missing)}. Run: pip install 'eagle-moe[serve]'")
+    limits = Limits.parse(apply_overrides({}, settings.limits), "--limit")
+    with listen(settings.host, settings.port) as listener:
+        app = build_app(settings, limits)
+        run(app, listener, settings)
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound. Raises `ValueError` if the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ValueError(f"--host {host}: {error.strerror}.") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"--port {port}: in use. Give another, or 0 for any.") from None
+        raise ValueError(f"--host {host} --port {port}: {error.strerror}.") from None
+    return listener
+
+
+def build_app(settings: ServeSettings, limits: Limits) -> Starlette:
+    """The model loaded and the routes before it."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from eagle_moe.chat.session import ChatSession
+    from eagle_moe.serving.app import ChatServer
+    from eagle_moe.serving.engine import Engine, require_engine
+
+    require_engine()
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    session = ChatSession.load(settings.model, settings.device, settings.dtype)
+    name = settings.name or settings.model.resolve().name
+    engine = Engine(session.model, session.processor, name, settings.max_new_tokens)
+    server = ChatServer(engine, limits, settings.image_folder)
+    loopback = is_loopback(settings.host)
+    hosts = frozenset({"localhost", "127.0.0.1", "::1", settings.host} if loopback else ())
+    return server.build_app(hosts, settings.queue)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; of names only `localhost` is known to."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def run(app: Starlette, listener: socket.socket, settings: ServeSettings) -> None:
+    import uvicorn
+
+    listener.listen()  # from here on clients may come; they are answered in a moment
+    host, port = listener.getsockname()[:2]
+    place = f"[{host}]" if ":" in host else host
+    print(f"http://{place}:{port}/v1 answers chat completions. Ctrl-C ends it.", flush=True)
+    if not is_loopback(settings.host):
+        print(
+            "warning: every machine that reaches this one can use it; nothing here asks who they "
+            "are. Put a proxy with a password before it.",
+            file=sys.stderr,
+        )
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # a line per request
+    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # and no second one
+    uvicorn.Server(config).run(sockets=[listener])

@@ -6,7 +6,7 @@ every fusion is treated alike. Where a fusion is linear in a map and keeps its c
 (`channel_concat` without a norm), this is the same as replacing the expert's channels in the fused
 tokens by their mean over the reference set.
 
-    means = mean_maps(encode(model, canvases) for canvases in reference)
+    means = reference_means(model, processor.image_processor, reference)
     asked = prepare(processor, questions, answers)
     maps = encode(model, asked.canvases)
     with_all = score(model, asked, maps).log_prob
@@ -15,12 +15,14 @@ tokens by their mean over the reference set.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from eagle_moe.canvas import ImageSource, load_image
 
 Maps = Mapping[str, Tensor]
 """Expert -> feature maps (n,C,h,w), in mixture order."""
@@ -115,6 +117,26 @@ def mean_maps(batches: Iterable[Maps]) -> dict[str, Tensor]:
     if not count:
         raise ValueError("reference: the mean over no images is asked for. Give at least one.")
     return {name: (total / count).float() for name, total in sums.items()}
+
+
+def reference_means(
+    model: Any,
+    image_processor: Any,
+    images: Sequence[ImageSource],
+    batch_size: int = 8,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Tensor]:
+    """The mean map (C,h,w) of each expert over `images`; `progress(done, of, what)` hears of it."""
+
+    def maps() -> Iterator[Maps]:
+        for start in range(0, len(images), batch_size):
+            part = [load_image(image) for image in images[start : start + batch_size]]
+            canvases = image_processor(part, return_tensors="pt")["pixel_values"]
+            yield encode(model, canvases)
+            if progress is not None:
+                progress(start + len(part), len(images), "reference images")
+
+    return mean_maps(maps())
 
 
 def silence(maps: Maps, means: Maps, silent: Collection[str]) -> dict[str, Tensor]:

@@ -15,16 +15,22 @@ RAISED, LOWERED = (224, 122, 47), (29, 95, 196)
 """Orange and blue, as on the demo's page: apart for colour-blind readers, and in print."""
 SIDE = 192
 """Pixels of an image on the page, at least."""
-COLOURS = (
-    "Orange raised it, blue lowered it; colour goes with the root, on a scale common to the "
-    "experts of one image."
+HINTS = (
+    "The colours are hints: gradient of that log-probability times the features, counted from that "
+    "mean, cell by cell on the expert's own grid. Orange raised it, blue lowered it; colour goes "
+    "with the root, on a scale common to the experts of one image."
 )
-"""How colours are read, for captions; "it" is the log-probability of an answer."""
+"""What a map is, for captions that said whose log-probability and which mean."""
 PLACES = (
     "A cell of an expert that mixes cells, as transformers do, may stand for something elsewhere "
     "in the image."
 )
 """What a map does not say, for captions."""
+
+
+def replaced(count: int) -> str:
+    """What a silenced expert gives instead, for captions."""
+    return f"its map replaced by its mean over {count:,} reference images"
 
 
 def picture(canvas: np.ndarray) -> bytes:

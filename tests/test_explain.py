@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from eagle_moe.explain import Asked, encode, mean_maps, prepare, score, silence, weigh
+from eagle_moe.explain import (
+    Asked,
+    encode,
+    mean_maps,
+    prepare,
+    reference_means,
+    score,
+    silence,
+    weigh,
+)
 from eagle_moe.fusion import FUSIONS
 from tests.conftest import make_config, make_model
 from tests.model_inputs import canvases
@@ -282,3 +291,16 @@ def test_counted_from_zero_a_layer_norm_hides_what_mattered(asked, reference):
     from_zero = weigh(model, wide, maps, zeros)["clip"].abs().max()
     from_mean = weigh(model, wide, maps, means)["clip"].abs().max()
     assert from_zero < 0.01 * from_mean
+
+
+def test_reference_means_are_over_all_images_and_are_told_of(model, tiny_processor, images):
+    heard: list[tuple[int, int]] = []
+
+    def hear(done: int, of: int, what: str) -> None:
+        heard.append((done, of))
+
+    found = reference_means(model, tiny_processor.image_processor, images, 2, hear)
+    every = tiny_processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    for name, expected in mean_maps([encode(model, every)]).items():
+        torch.testing.assert_close(found[name], expected)
+    assert heard == [(2, 3), (3, 3)]

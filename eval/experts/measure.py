@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from eagle_moe import explain
 from eagle_moe.answer import Answerer
@@ -76,23 +75,6 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
     ordered = sorted(items, key=lambda item: str(item.image))
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
-
-
-def reference_means(
-    answerer: Answerer, images: Sequence[Path], batch_size: int, progress: OnProgress | None = None
-) -> dict[str, Tensor]:
-    """The mean map (C,h,w) of each expert over `images`."""
-
-    def maps() -> Iterator[explain.Maps]:
-        for start in range(0, len(images), batch_size):
-            part = [load_image(path) for path in images[start : start + batch_size]]
-            canvases = answerer.processor.image_processor(part, return_tensors="pt")
-            yield explain.encode(answerer.model, canvases["pixel_values"])
-            if progress is not None:
-                done = min(start + batch_size, len(images))
-                progress(done, len(images), "reference images")
-
-    return explain.mean_maps(maps())
 
 
 def measure(

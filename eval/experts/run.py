@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from eagle_moe.answer import Answerer
 from eagle_moe.config import EagleMixConfig
-from eagle_moe.explain import Maps
+from eagle_moe.explain import Maps, reference_means
 from eagle_moe.schema import nearest
 from eagle_moe.scores.identity import Identity, Task, hash_weights
 from eval.experts.hints import find_hints
@@ -21,7 +21,6 @@ from eval.experts.measure import (
     Measured,
     conversation,
     measure,
-    reference_means,
     variants,
     write_measured,
 )
@@ -77,7 +76,9 @@ def explain_experts(
         for name, folder in (retrained or {}).items()
     }
     paths = reference_images(data, reference)
-    means = reference_means(answerer, paths, batch_size, progress)
+    means = reference_means(
+        answerer.model, answerer.processor.image_processor, paths, batch_size, progress
+    )
     identity = asking.identity(model, answerer, paths)
     measured = asking.measure(answerer, identity, variants(experts), means)
     again = {}

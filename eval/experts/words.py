@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eagle_moe.heatmap import COLOURS, PLACES, true_minus
+from eagle_moe.heatmap import HINTS, PLACES, true_minus
+from eagle_moe.heatmap import replaced as replaced_by
 from eagle_moe.scores.card import ACCURACY, Score
 from eagle_moe.scores.score import TOTAL
 from eval.experts.hints import Hint
@@ -31,7 +32,7 @@ def holds_zero(score: Score) -> bool:
 
 def replaced(matrix: Matrix) -> str:
     """What a silenced expert gives instead, for every caption."""
-    return f"its map replaced by its mean over {matrix.reference:,} reference images"
+    return replaced_by(matrix.reference)
 
 
 def headline(matrix: Matrix) -> str:
@@ -93,11 +94,10 @@ def hints_caption(matrix: Matrix, hints: Sequence[Hint]) -> str:
     alike = sum(bool(loss * total > 0) for loss, total in pairs)
     return (
         "The figures under the maps are the claim: how much log-probability the right answer to "
-        f"this one question loses with that expert silenced ({replaced(matrix)}). The colours are "
-        "hints: gradient of that log-probability times the features, counted from that mean, cell "
-        f"by cell on the expert's own grid. {COLOURS} Here the sum of a map has the sign "
-        f"of the figure below it in {alike} of {len(pairs)} cases. {PLACES} Questions "
-        "were chosen by place in the file, skill by skill: they are no random sample."
+        f"this one question loses with that expert silenced ({replaced(matrix)}). {HINTS} "
+        f"Here the sum of a map has the sign of the figure below it in {alike} of {len(pairs)} "
+        f"cases. {PLACES} Questions were "
+        "chosen by place in the file, skill by skill: they are no random sample."
     )
 
 

@@ -39,26 +39,9 @@ def __dir__() -> list[str]:
 
 def register() -> None:
     """Make the Auto classes of transformers know `eagle_moe`. May be called again."""
-    import transformers as tf
+    from eagle_moe.auto import register_classes
 
-    from eagle_moe.config import EagleMixConfig, EagleMixVisionConfig
-    from eagle_moe.image_processor import EagleMixImageProcessor
-    from eagle_moe.model import (
-        EagleMixForConditionalGeneration,
-        EagleMixModel,
-        EagleMixVisionModel,
-    )
-    from eagle_moe.processor import EagleMixProcessor
-
-    tf.AutoConfig.register("eagle_moe", EagleMixConfig, exist_ok=True)
-    tf.AutoConfig.register("eagle_moe_vision", EagleMixVisionConfig, exist_ok=True)
-    tf.AutoModel.register(EagleMixConfig, EagleMixModel, exist_ok=True)
-    tf.AutoModel.register(EagleMixVisionConfig, EagleMixVisionModel, exist_ok=True)
-    for auto in (tf.AutoModelForImageTextToText, tf.AutoModelForMultimodalLM):
-        auto.register(EagleMixConfig, EagleMixForConditionalGeneration, exist_ok=True)
-    backends = {"pil": EagleMixImageProcessor, "torchvision": EagleMixImageProcessor}
-    tf.AutoImageProcessor.register(EagleMixConfig, image_processor_classes=backends, exist_ok=True)
-    tf.AutoProcessor.register(EagleMixConfig, EagleMixProcessor, exist_ok=True)
+    register_classes()
 
 
 # Registration imports torch, which takes seconds. The console script answers `--help` without it

@@ -10,7 +10,7 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -43,7 +43,7 @@ def load_image(
     *,
     max_pixels: int = MAX_PIXELS,
     frames: Literal["one", "first"] = "one",
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     name: str | None = None,
 ) -> Image.Image:
     """Open a path, encoded bytes or a PIL image as an upright 8-bit RGB image.
@@ -72,7 +72,7 @@ def load_image(
         ) from None
 
 
-def _open(source: str | Path | bytes, name: str, formats: Sequence[str] | None) -> Image.Image:
+def _open(source: str | Path | bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     if isinstance(source, bytes):
         data = source
     elif not Path(source).exists():

@@ -25,7 +25,7 @@ LAYERS = [
     {"model", "image_processor"},
     {"processor", "profile"},
     {"build"},
-    {"interop", "chat", "doctor", "answer", "explain"},
+    {"interop", "chat", "doctor", "answer", "explain", "auto"},
     {"integrations", "serving", "web"},
     {""},
     {"cli"},

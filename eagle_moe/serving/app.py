@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -144,7 +144,7 @@ class ChatServer:
         response: Any = await self.engine.reply(asked, messages, f"chatcmpl-{uuid4().hex}")
         if asked.stream:
             response.body_iterator = finished(response.body_iterator)
-        return response  # type: ignore[no-any-return]
+        return response
 
     async def _read(self, request: Request) -> bytes:
         """The body; reading ends as soon as it is too long."""
@@ -161,12 +161,12 @@ class ChatServer:
         return inputs["pixel_values"][0]
 
 
-async def finished(stream: AsyncIterator[str]) -> AsyncIterator[str]:
+async def finished(stream: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """The engine's stream of events with the end that clients wait for, and errors as JSON.
 
     The engine puts an error's text between quotes as it is, whatever quotes there are in it.
     """
-    async with aclosing(stream) as events:  # type: ignore[type-var]
+    async with aclosing(stream) as events:
         async for event in events:
             if event.startswith('data: {"error"'):
                 logger.error("generation failed: %s", event.strip())

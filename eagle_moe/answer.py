@@ -18,10 +18,10 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature
+from transformers import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from eagle_moe.build import load_model
+from eagle_moe.load import load_ready
 
 Images = Literal["keep", "drop"]
 """Whether the model sees the images; `drop` removes them and their placeholders: a blind model."""
@@ -31,6 +31,11 @@ MAX_NEW_TOKENS = 1024
 """Of an answer whose length nobody bounds: what the official Eagle evaluation allows."""
 IMAGE_MEMORY = 2 << 30
 """Bytes of image tokens that are kept: 256 images of 1024 tokens of width 4096 in bfloat16."""
+
+
+def image_keys(canvases: Tensor, how: bytes = b"") -> list[bytes]:
+    """One key for each canvas (n,3,S,S), for image tokens that depend on it and on `how`."""
+    return [hashlib.sha256(how + canvas.numpy().tobytes()).digest() for canvas in canvases]
 
 
 class ImageMemory:
@@ -46,10 +51,16 @@ class ImageMemory:
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(
-        self, canvases: Tensor, encode: Callable[[Tensor], Sequence[Tensor]]
+        self,
+        canvases: Tensor,
+        encode: Callable[[Tensor], Sequence[Tensor]],
+        keys: Sequence[bytes] | None = None,
     ) -> list[Tensor]:
-        """Canvases (n,3,S,S) -> image tokens (N,D) of each; `encode` does so for unknown ones."""
-        keys = [hashlib.sha256(canvas.numpy().tobytes()).digest() for canvas in canvases]
+        """Canvases (n,3,S,S) -> image tokens (N,D) of each; `encode` does so for unknown ones.
+
+        `keys`: their `image_keys`, if those are known.
+        """
+        keys = image_keys(canvases) if keys is None else keys
         found = {key: self._kept[key] for key in keys if key in self._kept}
         missing = {key: index for index, key in enumerate(keys) if key not in found}
         if missing:
@@ -103,25 +114,9 @@ class Answerer:
         device: str | None = None,
         dtype: str = "auto",
     ) -> Self:
-        """Load a checkpoint folder. `dtype` "auto" is that of its weights; `device` None is a GPU
-        if there is one. Raises `ValueError` for a folder that is no complete checkpoint, weights
-        that are not finite, or a processor that is not this model's.
-        """
-        model = load_model(folder, dtype=dtype, local_files_only=True)
-        for name, weight in model.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"{folder}: `{name}` has a value that is not a finite number.")
-        try:
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        except OSError as error:
-            raise ValueError(f"{folder}: no processor beside the model: {error}") from None
-        check_processor(model.config, processor, str(folder))
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = model.to(where)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device = {where}: {error}") from None
-        return cls(model.eval(), processor, images, max_new_tokens)
+        """Load a checkpoint folder; see `eagle_moe.load.load_ready`."""
+        model, processor = load_ready(folder, device, dtype, local_files_only=True)
+        return cls(model, processor, images, max_new_tokens)
 
     def decoding(self, max_new_tokens: int | None = None, num_beams: int = 1) -> dict[str, Any]:
         """What `generate` is told: the most likely token, however a checkpoint samples."""
@@ -212,42 +207,6 @@ class Answerer:
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
         if limit is not None:
             self.beyond += int((attention_mask.sum(1) + max_new_tokens > limit).sum())
-
-
-def check_processor(config: Any, processor: Any, source: str) -> None:
-    """Raise `ValueError` naming `source` and both values if a processor is not the model's."""
-    canvas = getattr(getattr(processor, "image_processor", None), "size", None)
-    pairs = {
-        "tokens per image": (
-            getattr(processor, "image_seq_length", None),
-            config.num_image_tokens,
-        ),
-        "the image placeholder's id": (
-            getattr(processor, "image_token_id", None),
-            config.image_token_id,
-        ),
-        "the canvas's size": (
-            None if canvas is None else canvas["height"],
-            config.vision_config.canvas_size,
-        ),
-    }
-    for what, (told, needed) in pairs.items():
-        if told != needed:
-            raise ValueError(
-                f"{source}: the processor does not match the model: {what} is {told} in the "
-                f"processor, but {needed} in the model. Save the model with its own processor."
-            )
-    words, rows = len(processor.tokenizer), config.text_config.vocab_size
-    if words > rows:
-        raise ValueError(
-            f"{source}: the processor does not match the model: its tokenizer knows {words} "
-            f"tokens, but the model has {rows}. Save the model with its own processor."
-        )
-    if processor.chat_template is None:
-        raise ValueError(
-            f"{source}: the processor has no chat template, so that no question can be asked. "
-            "Save it with the template that the model was trained with."
-        )
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -218,7 +218,7 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
 def test_a_processor_of_another_model_is_refused(
     tiny_model, tiny_processor, monkeypatch, field, value, complaint
 ):
-    from eagle_moe.answer import check_processor
+    from eagle_moe.load import check_processor
 
     check_processor(tiny_model.config, tiny_processor, "here")
     monkeypatch.setattr(tiny_processor, field, value)

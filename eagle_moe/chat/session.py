@@ -1,47 +1,63 @@
-"""A conversation with a model: turns and images in, text out piece by piece."""
+"""A conversation with a model: turns and images in, text out piece by piece.
+
+session = ChatSession.load("runs/demo/model")
+session.add_image("picture.png")
+print("".join(session.ask("what is the text")))
+print("".join(session.again({"sam"})))       # the same question, one expert silenced
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Iterator
+import copy
+from collections.abc import Collection, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
-from transformers import AutoProcessor, StoppingCriteriaList, TextIteratorStreamer
+from PIL import Image
 
-from eagle_moe.build import load_model
+from eagle_moe import explain
 from eagle_moe.canvas import ImageSource, load_image
+from eagle_moe.chat.writer import Writer
+from eagle_moe.load import load_ready
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor
 
 
 class ChatSession:
-    """Keeps the turns; an image belongs to the question that follows it."""
+    """Keeps the turns; an image belongs to the question that follows it.
+
+    - `turns`: what was said, as chat templates take it; it may be edited between questions.
+    - `silenced`: experts that show nothing of the images from now on; see `Writer.write`.
+    - `means`: what they show instead (`explain.reference_means`); None: their view of nothing.
+    """
 
     def __init__(
         self, model: EagleMixForConditionalGeneration, processor: EagleMixProcessor
     ) -> None:
         self.model = model
         self.processor = processor
+        self.writer = Writer(model, processor)
+        self.silenced: set[str] = set()
+        self.means: explain.Maps | None = None
         self.reset()
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto", dtype: str = "auto") -> ChatSession:
-        """Load model and processor from a checkpoint's folder; `device` "auto" is the best one.
+    def load(
+        cls, folder: str | Path, device: str = "auto", dtype: str = "auto", **options: Any
+    ) -> Self:
+        """Load model and processor; see `eagle_moe.load.load_ready`."""
+        return cls(*load_ready(folder, device, dtype, **options))
 
-        Raises `ValueError` if `folder` holds no complete model.
+    def another(self) -> Self:
+        """A conversation of its own with the same model, which is loaded once.
+
+        Both may be asked from different threads: one answer is written at a time. An image that
+        both look at is encoded once.
         """
-        if device == "auto":
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            device = accelerator.type if accelerator else "cpu"
-        model = load_model(folder, dtype=dtype).eval()
-        try:
-            return cls(model.to(device), AutoProcessor.from_pretrained(folder))
-        except OSError as error:
-            raise ValueError(f"{folder}: no processor beside the model: {error}") from None
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device: {device}: {error}") from None
+        session = copy.copy(self)
+        session.silenced = set()
+        session.reset()
+        return session
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -49,68 +65,39 @@ class ChatSession:
         self._images: list[dict[str, Any]] = []
 
     def add_image(self, source: ImageSource) -> None:
-        """Show an image with the next question. Raises `ValueError` if it cannot be opened."""
-        self._images.append({"type": "image", "image": load_image(source)})
+        """Show an image with the next question. Raises `ValueError` if it cannot be opened.
+
+        What is kept of it is the canvas that the model sees.
+        """
+        image_processor: Any = self.processor.image_processor
+        canvas = image_processor(load_image(source), return_tensors="pt")["pixel_values"][0]
+        image = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        self._images.append({"type": "image", "image": image})
 
     def ask(self, text: str, max_new_tokens: int = 512) -> Generator[str]:
-        """Yield the answer as it is written; what was written joins the conversation."""
+        """Yield the answer as it is written; what was written joins the conversation.
+
+        Closing the generator ends the answer. After an error the conversation is as before.
+        """
         question = {"role": "user", "content": [*self._images, {"type": "text", "text": text}]}
-        inputs = self._encode([*self.turns, question], max_new_tokens)
+        turns = [*self.turns, question]
+        pieces = self.writer.write(turns, max_new_tokens, self.silenced, self.means)
         answer = ""
         try:
-            for piece in self._stream(inputs, max_new_tokens):
+            for piece in pieces:
                 answer += piece
                 yield piece
-        finally:
-            written = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
-            self.turns += [question, written]
-            self._images = []
+        except GeneratorExit:  # the reader has read enough
+            pieces.close()
+        written = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
+        self.turns += [question, written]
+        self._images = []
 
-    def _encode(self, turns: list[dict[str, Any]], max_new_tokens: int) -> Any:
-        inputs = self.processor.apply_chat_template(
-            turns,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        length = inputs["input_ids"].shape[1]
-        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if limit is not None and length + max_new_tokens > limit:
-            raise ValueError(
-                f"the conversation has {length} tokens and the answer may have {max_new_tokens}, "
-                f"but the model reads {limit}. Start anew, or allow a shorter answer."
-            )
-        return inputs.to(self.model.device)
+    def again(self, silenced: Collection[str], max_new_tokens: int = 512) -> Generator[str]:
+        """Yield the answer to the last question with the experts `silenced`, out of interest.
 
-    def _stream(self, inputs: Any, max_new_tokens: int) -> Iterator[str]:
-        """Run `generate` in a thread; stop it if the reader goes away."""
-        streamer = TextIteratorStreamer(
-            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
-        stop, errors = threading.Event(), []
-
-        def stopped(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            return torch.full((ids.shape[0],), stop.is_set(), device=ids.device)
-
-        def generate() -> None:
-            try:
-                self.model.generate(
-                    **inputs,
-                    max_new_tokens=max_new_tokens,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([stopped]),
-                )
-            except Exception as error:  # handed to the reader's thread
-                errors.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=generate, daemon=True)
-        thread.start()
-        try:
-            yield from filter(None, streamer)
-        finally:
-            stop.set()
-            thread.join()
-        if errors:
-            raise errors[0]
+        The conversation stays as it is.
+        """
+        if not self.turns:
+            raise ValueError("nothing has been asked yet. Ask a question first.")
+        yield from self.writer.write(self.turns[:-1], max_new_tokens, silenced, self.means)

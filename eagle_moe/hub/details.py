@@ -42,6 +42,7 @@ class Details(Schema):
     - `licence`: of the whole release: an identifier of the Hub, or the licence's own name.
     - `authors`: who made it.
     - `title`, `description`: one line, and what the model is for in a few sentences.
+    - `question`: of the example in the card.
     - `language`: codes such as `en`; none are assumed.
     - `data`: entry of the recipe's `data` -> source and licence.
     - `licences`: part (`experts.sam`, `language_model`) -> licence of the weights that it started
@@ -55,6 +56,7 @@ class Details(Schema):
     authors: list[str] = []
     title: str = ""
     description: str = ""
+    question: str = "What is in the picture?"
     language: list[str] = []
     data: dict[str, DataDetails] = {}
     licences: dict[str, str] = {}

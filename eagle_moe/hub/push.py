@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
@@ -232,7 +238,7 @@ def _commit(
     stale: list[str],
 ) -> str:
     """One commit on top of `head`, and on nothing else that came meanwhile."""
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationAdd(name, str(file.path)) for name, file in changed.items()),
         *(CommitOperationDelete(name) for name in stale),
     ]

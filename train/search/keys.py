@@ -60,7 +60,7 @@ def source_hashes() -> dict[str, str]:
         waiting += _imported(tree)
         waiting += [module.rpartition(".")[0]] if "." in module else []
         found[module] = meaning_of(tree)
-    for path in sorted(ROOT.glob("eagle_moe/**/*.jinja")):
+    for path in sorted(ROOT.glob("eagle_moe/templates/*.jinja")):
         found[str(path.relative_to(ROOT))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

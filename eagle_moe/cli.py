@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_experts(commands)
     _add_chat(commands)
     _add_serve(commands)
+    _add_web(commands)
     _add_import(commands)
     doctor = commands.add_parser("doctor", help="show versions and what is missing, and why")
     doctor.set_defaults(run=_doctor)
@@ -94,7 +95,44 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     serve.add_argument(
         "--image-folder", type=Path, metavar="DIR", help="requests may name its files, as file:NAME"
     )
-    serve.add_argument(
+    _add_limits(serve)
+    _add_placement(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _add_web(commands: argparse._SubParsersAction) -> None:
+    web = commands.add_parser(
+        "web",
+        help="ask a model about images in a browser, with experts switched off",
+        description="A page to ask a model about images, with and without some of its experts. "
+        "Needs the extra `web`.",
+    )
+    web.add_argument("--model", required=True, type=Path, metavar="DIR", help="a checkpoint's")
+    web.add_argument("--host", default="127.0.0.1", help="default: this machine only")
+    web.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free one")
+    web.add_argument(
+        "--examples", type=Path, metavar="DIR", help="a suite to take example questions from"
+    )
+    web.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="a suite, or a folder of images: a silenced expert gives the mean of its maps over "
+        "them; default: the examples",
+    )
+    web.add_argument(
+        "--reference-count", type=int, default=100, metavar="N", help="of its images; default: 100"
+    )
+    web.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="of an answer; default: 512"
+    )
+    _add_limits(web)
+    _add_placement(web)
+    web.set_defaults(run=_web)
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--limit",
         action="extend",
         nargs="+",
@@ -103,8 +141,6 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
         help="of one request: image_bytes, image_pixels, image_count, prompt_characters, "
         "request_bytes",
     )
-    _add_placement(serve)
-    serve.set_defaults(run=_serve)
 
 
 def _add_placement(command: argparse.ArgumentParser) -> None:
@@ -180,6 +216,25 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     eagle_moe.register()
     return serve_command(settings)
+
+
+def _web(arguments: argparse.Namespace) -> int:
+    from eagle_moe.web.server import WebSettings, web_command
+
+    settings = WebSettings(
+        model=arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        examples=arguments.examples,
+        reference=arguments.reference,
+        reference_count=arguments.reference_count,
+        max_new_tokens=arguments.max_new_tokens,
+        limits=tuple(arguments.limit),
+    )
+    eagle_moe.register()
+    return web_command(settings)
 
 
 def _import(arguments: argparse.Namespace) -> int:

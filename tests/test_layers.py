@@ -16,7 +16,7 @@ PACKAGES = ["eagle_moe", "eval", "train"]
 """A package imports from those before it."""
 
 LAYERS = [
-    {"schema"},
+    {"schema", "stubs"},
     {"registry", "canvas", "parts", "loss", "scores", "heatmap"},
     {"experts", "fusion", "connectors", "checkpoint", "limits"},
     {"config"},
@@ -26,7 +26,8 @@ LAYERS = [
     {"processor", "profile"},
     {"build"},
     {"interop", "chat", "doctor", "answer", "explain", "auto"},
-    {"integrations", "serving", "web"},
+    {"integrations", "serving"},
+    {"web"},
     {""},
     {"cli"},
 ]

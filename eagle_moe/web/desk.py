@@ -1,0 +1,119 @@
+"""What all visitors share: the model, its limits, and what silenced experts give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from PIL import Image
+
+from eagle_moe import explain
+from eagle_moe.chat.session import ChatSession
+from eagle_moe.chat.terminal import describe
+from eagle_moe.heatmap import replaced
+from eagle_moe.limits import Limits
+from eagle_moe.web.added import render, weigh_answer
+
+THUMBNAIL = 512
+"""Pixels of the longer side of an image in the conversation."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The mean maps over `count` images; `source` says which, in words."""
+
+    means: explain.Maps
+    count: int
+    source: str
+
+
+def load_reference(session: ChatSession, images: Sequence[Path], source: str) -> Reference:
+    """Mean maps of every expert over `images`."""
+    processor = session.processor.image_processor
+    return Reference(explain.reference_means(session.model, processor, images), len(images), source)
+
+
+class Desk:
+    """One model for all visitors. Visitors' pictures are kept in `folder`."""
+
+    def __init__(
+        self,
+        session: ChatSession,
+        reference: Reference,
+        limits: Limits,
+        folder: Path,
+        max_new_tokens: int,
+    ) -> None:
+        self.session, self.reference, self.limits = session, reference, limits
+        self.folder, self.max_new_tokens = folder, max_new_tokens
+        self.experts = list(session.model.model.vision_tower.towers)
+
+    @property
+    def description(self) -> str:
+        """The model in one line."""
+        return describe(self.session)
+
+    @property
+    def silencing(self) -> str:
+        """What it means that an expert is off."""
+        return (
+            "An expert that is off is silenced: the rest of the model gets "
+            f"{replaced(self.reference.count)} ({self.reference.source}), the other experts see "
+            "the image as before, and nothing is trained again. It shows what this model does "
+            "without that expert's view, not how a model trained without it would do."
+        )
+
+    def canvas(self, image: Image.Image) -> Image.Image:
+        """What the model sees of an image, so that no more of it is kept: a square of its size."""
+        pixels = self.session.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        return Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+
+    def thumbnail(self, image: Image.Image) -> Path:
+        """What the page shows of an image, as a file."""
+        small = image.copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        path = self.folder / "shown" / f"{uuid4().hex}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small.save(path)
+        return path
+
+    def weigh(
+        self, asked: Sequence[dict[str, Any]], question: str, answer: str, names: Sequence[str]
+    ) -> str:
+        """HTML: what each expert added to the answer to `asked`, whose images have `names`."""
+        session, reference = self.session, self.reference
+        added = weigh_answer(session.model, session.processor, asked, answer, reference.means)
+        return render(added, question, answer, names, reference.count, reference.source)
+
+    def write(self, asked: Sequence[dict[str, Any]], silenced: Collection[str]) -> Generator[str]:
+        """The answer to the conversation `asked`, piece by piece."""
+        session = PartlySighted(self.session.model, self.session.processor)
+        session.means, session.silenced = self.reference.means, silenced
+        session.turns = list(asked[:-1])
+        *images, text = asked[-1]["content"]
+        for image in images:
+            session.add_image(image["image"])
+        yield from session.ask(text["text"], self.max_new_tokens)
+
+
+class PartlySighted(ChatSession):
+    """A conversation in which some experts are silenced."""
+
+    means: explain.Maps
+    silenced: Collection[str]
+
+    def _encode(self, turns: list[dict[str, Any]], max_new_tokens: int) -> Any:
+        inputs = super()._encode(turns, max_new_tokens)
+        canvases = inputs.pop("pixel_values", None)
+        if canvases is not None:
+            maps = explain.encode(self.model, canvases)
+            with torch.no_grad():
+                image = self.model.get_image_features(
+                    explain.silence(maps, self.means, self.silenced), return_dict=True
+                )
+            inputs["mm_encoder_outputs"] = {"image": image}
+        return inputs

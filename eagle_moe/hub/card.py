@@ -26,9 +26,11 @@ from eagle_moe.hub.evidence import (
     copy_scores,
     show_card,
 )
-from eagle_moe.hub.licences import PartLicence, hub_ids, read_licences
-from eagle_moe.hub.picture import Anatomy, draw_architecture
+from eagle_moe.hub.experts import is_expert_folder
+from eagle_moe.hub.licences import PartLicence, hub_ids, read_licences, read_specs
+from eagle_moe.hub.picture import Anatomy, ExpertShape, draw_architecture
 from eagle_moe.hub.records import (
+    NOT_RECORDED,
     data_names,
     data_rows,
     last_stage,
@@ -42,7 +44,11 @@ from eagle_moe.scores.identity import hash_weights
 from eagle_moe.scores.score import TOTAL
 
 README, PICTURE = "README.md", "architecture.png"
-NO_DESCRIPTION = "A vision-language model: it answers questions about images."
+NO_DESCRIPTION = {
+    False: "A vision-language model: it answers questions about images.",
+    True: "An aligned vision expert.",
+}
+"""By whether it is one expert alone."""
 TAGS = ["eagle-moe", "mixture-of-vision-experts", "vision-language-model"]
 
 
@@ -52,7 +58,7 @@ def write_card(
     scores: Sequence[Path] = (),
     experts_page: Path | None = None,
 ) -> None:
-    """Write the card of the model in `folder`, which is a checkpoint with its records.
+    """Write the card of the model or expert in `folder`, which is a checkpoint with its records.
 
     - `repo`: where it will be; default: the folder's name.
     - `scores`: folders of score cards (of one task, or of a run with several); they are copied to
@@ -67,24 +73,32 @@ def write_card(
     licences = read_licences(folder)
     check_details(details, [one.part for one in licences], data_names(recipe))
     name = repo or folder.name
+    facts = _facts(folder, name, recipe, details, licences)
+    if is_expert_folder(folder):
+        _write(folder, "expert.jinja", _metadata(name, details, licences, {}, expert=True), facts)
+        return
     copy_scores(folder, scores, name)
     cards = find_cards(folder / SCORES)
     check_weights(folder, cards)
     caption = copy_experts_page(folder, experts_page, name)
-    facts = _facts(folder, name, recipe, details, licences)
-    (folder / PICTURE).write_bytes(draw_architecture(facts["anatomy"]))
-    body = (
-        _environment()
-        .get_template("card.jinja")
-        .render(
-            **facts,
-            tasks=[show_card(card) for card in cards.values()],
-            experts_caption=caption,
-            experts_picture=EXPERTS_PICTURE,
-        )
-    )
-    metadata = _metadata(name, details, licences, cards).to_yaml()
-    text = f"---\n{metadata}\n---\n\n{body}"
+    config = EagleMixConfig.from_pretrained(folder)
+    anatomy = Anatomy.of(config)
+    (folder / PICTURE).write_bytes(draw_architecture(anatomy))
+    facts |= {
+        "anatomy": anatomy,
+        "picture": PICTURE,
+        "dtype": str(config.dtype or NOT_RECORDED).removeprefix("torch."),
+        "limits": _limits(details, anatomy),
+        "tasks": [show_card(card) for card in cards.values()],
+        "experts_caption": caption,
+        "experts_picture": EXPERTS_PICTURE,
+    }
+    _write(folder, "card.jinja", _metadata(name, details, licences, cards), facts)
+
+
+def _write(folder: Path, template: str, metadata: ModelCardData, facts: dict[str, Any]) -> None:
+    body = _environment().get_template(template).render(**facts)
+    text = f"---\n{metadata.to_yaml()}\n---\n\n{body}"
     if found := scan_text(text, README):
         raise ValueError("\n".join(map(str, found)))
     replace_text(folder / README, text)
@@ -109,30 +123,27 @@ def _facts(
     details: Details,
     licences: list[PartLicence],
 ) -> dict[str, Any]:
-    config = EagleMixConfig.from_pretrained(folder)
-    anatomy = Anatomy.of(config)
+    """What both kinds of card show."""
     parts = part_rows(folder, licences)
     stages = stage_rows(recipe, last_stage(folder))
-    title = details.title or name.rpartition("/")[2]
+    first = read_specs(folder)[0]
     return {
         "repo": name,
-        "title": title,
-        "description": details.description
-        or "A vision-language model: it answers questions about images.",
+        "title": details.title or name.rpartition("/")[2],
+        "description": details.description or NO_DESCRIPTION[is_expert_folder(folder)],
         "question": json.dumps(details.question),
         "licence": details.licence,
         "authors": details.authors,
         "install": details.install,
-        "anatomy": anatomy,
-        "picture": PICTURE,
-        "dtype": str(config.dtype or "not recorded").removeprefix("torch."),
+        "spec": first,
+        "shape": ExpertShape.of(first),
         "parameters": sum(part.parameters for part in parts),
         "parts": parts,
         "restrictions": _restrictions(licences),
         "stages": stages,
         "seed": recipe.get("seed"),
         "data": data_rows(recipe, details, stages),
-        "limits": _limits(details, anatomy),
+        "details_limits": details.limits,
         "provenance": _provenance(folder),
     }
 
@@ -174,18 +185,22 @@ def _provenance(folder: Path) -> list[str]:
 
 
 def _metadata(
-    name: str, details: Details, licences: list[PartLicence], cards: dict[str, Card]
+    name: str,
+    details: Details,
+    licences: list[PartLicence],
+    cards: dict[str, Card],
+    expert: bool = False,
 ) -> ModelCardData:
     known = hub_licence(details.licence)
     results = [result for card in cards.values() for result in _results(card)]
     bases = list(dict.fromkeys([*hub_ids(licences), *details.base_models]))
     return ModelCardData(
-        language=details.language or None,
+        language=None if expert else details.language or None,
         license=known or "other",
         license_name=None if known else details.licence,
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=TAGS,
+        library_name="eagle-moe" if expert else "transformers",
+        pipeline_tag="image-feature-extraction" if expert else "image-text-to-text",
+        tags=["eagle-moe", "vision-expert"] if expert else TAGS,
         base_model=bases or None,
         datasets=details.datasets or None,
         model_name=name.rpartition("/")[2],

@@ -42,6 +42,14 @@ class ExpertShape:
     channels: int
     cells: int
 
+    @classmethod
+    def of(cls, spec: ExpertSpec) -> ExpertShape:
+        """No memory is taken for weights. Raises `ValueError` for one that cannot be built."""
+        with torch.device("meta"):
+            expert = build_expert(spec)
+        size = spec.view.size
+        return cls(spec.name, spec.kind, size, expert.channels, size // expert.stride)
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -64,7 +72,7 @@ class Anatomy:
     def of(cls, config: EagleMixConfig) -> Anatomy:
         """No memory is taken for weights. Raises `ValueError` for experts that cannot be built."""
         vision, text = config.vision_config, config.text_config
-        shapes = tuple(_shape(spec) for spec in vision.expert_specs)
+        shapes = tuple(map(ExpertShape.of, vision.expert_specs))
         options = vision.fusion_options
         with torch.device("meta"):
             fusion = FUSIONS[vision.fusion["kind"]](
@@ -96,15 +104,6 @@ class Anatomy:
             f"channels; the connector ({self.connector}) makes {self.tokens[0]} tokens of width "
             f"{self.tokens[1]}, which the language model ({self.llm}) reads among the words."
         )
-
-
-def _shape(spec: ExpertSpec) -> ExpertShape:
-    with torch.device("meta"):
-        expert = build_expert(spec)
-    size = expert.view_spec.size
-    return ExpertShape(
-        expert.spec.name, expert.spec.kind, size, expert.channels, size // expert.stride
-    )
 
 
 def draw_architecture(anatomy: Anatomy) -> bytes:

@@ -131,7 +131,7 @@ def run_import(
     Raises `ValueError` if `target` is taken or the disk has too little room.
     """
     check_target(target)
-    _check_room(target, job.tensors.total)
+    check_room(target, job.tensors.total)
     identity = {"release": job.source.name, "config": _digest(job.source)}
     with write_checkpoint(target, Complete(stage=STAGE, identity=identity)) as draft:
         job.config.save_pretrained(draft)
@@ -148,7 +148,8 @@ def check_target(target: Path) -> None:
         raise ValueError(f"{target}: exists already. Remove it, or give another folder.")
 
 
-def _check_room(target: Path, needed: int) -> None:
+def check_room(target: Path, needed: int) -> None:
+    """Raises `ValueError` if the disk of `target` has fewer bytes free than are needed."""
     existing = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_web(commands)
     _add_import(commands)
+    _add_pull(commands)
     doctor = commands.add_parser("doctor", help="show versions and what is missing, and why")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -71,6 +72,12 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
     )
     chat.add_argument("--prompt", metavar="TEXT", help="ask this only, and leave")
     chat.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
+    chat.add_argument(
+        "--quantize",
+        choices=["int8", "nf4"],
+        help="the language model in 8 or 4 bits, experts and connector as they are; needs the "
+        "extra `quant`",
+    )
     _add_placement(chat)
     chat.set_defaults(run=_chat)
 
@@ -171,6 +178,21 @@ def _add_import(commands: argparse._SubParsersAction) -> None:
     importer.set_defaults(run=_import)
 
 
+def _add_pull(commands: argparse._SubParsersAction) -> None:
+    puller = commands.add_parser(
+        "pull",
+        help="get a released model or expert from the Hub, and check it against its records",
+        description="Download a released model or expert from the Hub, without running any code of "
+        "it, and check the hash of every part.",
+    )
+    puller.add_argument("repo", metavar="OWNER/NAME", help="the repository on the Hub")
+    puller.add_argument(
+        "folder", type=Path, nargs="?", metavar="DIR", help="a folder that is made; default: NAME"
+    )
+    puller.add_argument("--revision", metavar="R", help="a branch, tag or commit; default: main")
+    puller.set_defaults(run=_pull)
+
+
 def _list_experts(arguments: argparse.Namespace) -> int:
     from eagle_moe.experts.commands import list_command
 
@@ -194,7 +216,9 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    session = ChatSession.load(arguments.model, arguments.device, arguments.dtype)
+    session = ChatSession.load(
+        arguments.model, arguments.device, arguments.dtype, arguments.quantize
+    )
     run_chat(session, arguments.image, arguments.prompt, arguments.max_new_tokens)
     return 0
 
@@ -243,6 +267,12 @@ def _import(arguments: argparse.Namespace) -> int:
     return import_command(
         arguments.source, arguments.target, arguments.geometry, arguments.template
     )
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from eagle_moe.hub.pull import pull_command
+
+    return pull_command(arguments.repo, arguments.folder, arguments.revision)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

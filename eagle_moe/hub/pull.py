@@ -74,6 +74,17 @@ def pull(
     return Pulled(target, info.sha or "", expert)
 
 
+def pull_command(repo: str, folder: Path | None, revision: str | None) -> int:
+    """What `eagle-moe pull` does. Returns the exit code 0."""
+    pulled = pull(repo, folder or Path(repo.rpartition("/")[2]), revision, say=print)
+    print(f"{pulled.folder}: as recorded, at {pulled.revision}")
+    if pulled.expert:
+        print(f"a recipe starts from it with init.experts.{pulled.expert}={pulled.folder}")
+    else:
+        print(f"ask it: eagle-moe chat --model {pulled.folder}")
+    return 0
+
+
 def check_release(folder: Path) -> str | None:
     """Hold a downloaded release to its records; the name of the expert if it holds one alone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -9,9 +10,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from eagle_moe.connectors import CONNECTORS
 from eagle_moe.experts import ExpertSpec, resolve_expert
 from eagle_moe.fusion import FUSIONS
+from eagle_moe.stubs import CONFIG_MAP, ByStub, write_stubs
 
 
-class EagleMixVisionConfig(PreTrainedConfig):
+class EagleMixVisionConfig(ByStub, PreTrainedConfig):
     """Experts in mixture order, the canvas they look at, and how their maps are fused.
 
     Order matters under channel concatenation, so it is part of the model.
@@ -54,13 +56,14 @@ class EagleMixVisionConfig(PreTrainedConfig):
         return fusion.count_tokens(self.fusion_options, len(self.experts))
 
 
-class EagleMixConfig(PreTrainedConfig):
+class EagleMixConfig(ByStub, PreTrainedConfig):
     """A mixture of vision experts read by a causal language model.
 
     - `vision_config`: an `EagleMixVisionConfig` or its fields.
     - `text_config`: the config of any `AutoModelForCausalLM`, or its fields with `model_type`.
     - `connector`: `{"kind": ..., **options}`; stored resolved.
     - `image_token_id`: id of the placeholder token `<image>` in the tokenizer.
+    - `auto_map`: always `eagle_moe.stubs.CONFIG_MAP`.
     """
 
     model_type = "eagle_moe"
@@ -71,6 +74,7 @@ class EagleMixConfig(PreTrainedConfig):
     connector: dict[str, Any] | None = None
     image_token_id: int = 32000
     tie_word_embeddings: bool = False
+    auto_map: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
@@ -82,7 +86,13 @@ class EagleMixConfig(PreTrainedConfig):
                 raise ValueError(f'text_config: transformers knows no model_type "{kind}".')
             self.text_config = CONFIG_MAPPING[kind](**fields)
         self.connector = _resolve_kind(self.connector or {"kind": "mlp"}, CONNECTORS, "connector")
+        self.auto_map = dict(CONFIG_MAP)  # from the Hub it comes with the repository's name in it
         super().__post_init__(**kwargs)
+
+    def to_json_file(self, json_file_path: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the JSON, and the stubs beside it: `save_pretrained` calls it."""
+        super().to_json_file(json_file_path, *args, **kwargs)
+        write_stubs(Path(json_file_path).parent)
 
     @property
     def connector_options(self) -> Any:

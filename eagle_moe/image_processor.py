@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from transformers.image_utils import load_image as download_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from eagle_moe.canvas import CLIP_MEAN_COLOUR, load_image, to_canvas
+from eagle_moe.stubs import PROCESSOR_MAP, ByStub, write_stubs
 
 
 class EagleMixImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -23,7 +26,7 @@ class EagleMixImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
     fill: list[int] | tuple[int, ...]
 
 
-class EagleMixImageProcessor(PilBackend):
+class EagleMixImageProcessor(ByStub, PilBackend):
     """Any images -> `pixel_values` (num_images, 3, S, S) uint8, not normalised; none -> no key.
 
     Takes paths, addresses, PIL images, arrays and tensors. `size` is {"height": S, "width": S};
@@ -38,8 +41,14 @@ class EagleMixImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[EagleMixImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+        self.auto_map = {key: PROCESSOR_MAP[key] for key in ("AutoImageProcessor",)}
         if self.size.height is None or self.size.height != self.size.width:
             raise ValueError(f"size: the canvas is square, got {dict(self.size)}.")
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write the JSON, and the stubs beside it: `save_pretrained` calls it."""
+        super().to_json_file(json_file_path)
+        write_stubs(Path(json_file_path).parent)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open what is given by name; leave what is an image already."""

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eagle_moe.config import EagleMixConfig
+from eagle_moe.stubs import ByStub
 
 
-class EagleMixPreTrainedModel(PreTrainedModel):
+class EagleMixPreTrainedModel(ByStub, PreTrainedModel):
     """What transformers must know about every class here."""
 
     config: EagleMixConfig

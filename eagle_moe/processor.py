@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from eagle_moe.schema import nearest
+from eagle_moe.stubs import PROCESSOR_MAP, ByStub, write_stubs
 
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_TOKEN = "<image>"
 _INCLUDE = re.compile(r'\{%- include "(?P<file>[\w-]+\.jinja)" -%\}\n?')
 
 
-class EagleMixProcessor(ProcessorMixin):
+class EagleMixProcessor(ByStub, ProcessorMixin):
     """Image processor and tokenizer as one; every image becomes `image_seq_length` placeholders.
 
     - `image_seq_length`: tokens per image, `EagleMixConfig.num_image_tokens`.
@@ -44,6 +46,7 @@ class EagleMixProcessor(ProcessorMixin):
         self.image_token = image_token
         self.image_token_id = ids[0]
         self.image_seq_length = image_seq_length
+        self.auto_map = dict(PROCESSOR_MAP)
         tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -69,6 +72,11 @@ class EagleMixProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{where} has {placeholders} {self.image_token} but {count} images were given."
                 )
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write the JSON, and the stubs beside it: `save_pretrained` calls it."""
+        super().to_json_file(json_file_path)
+        write_stubs(Path(json_file_path).parent)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image."""

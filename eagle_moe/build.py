@@ -17,6 +17,7 @@ from eagle_moe.image_processor import EagleMixImageProcessor
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import IMAGE_TOKEN, EagleMixProcessor, read_template
 from eagle_moe.profile import read_profile
+from eagle_moe.quantization import quantization_config
 from eagle_moe.schema import Schema, load_yaml, nearest
 
 if TYPE_CHECKING:
@@ -161,14 +162,20 @@ def build_model(config: EagleMixConfig, **options: Any) -> EagleMixForConditiona
     return EagleMixForConditionalGeneration._from_config(config, **options)
 
 
-def load_model(folder: str | Path, **options: Any) -> EagleMixForConditionalGeneration:
+def load_model(
+    folder: str | Path, quantize: str | None = None, **options: Any
+) -> EagleMixForConditionalGeneration:
     """Load a saved model, every tensor of it and nothing else.
 
+    `quantize`: `int8` or `nf4`, the language model in 8 or 4 bits (`eagle_moe.quantization`).
     `options` go to `from_pretrained`. Raises `ValueError` if `folder` is no eagle_moe model, or
     names the tensors that are missing, unexpected, or of another shape.
     """
     if Path(folder).exists() and not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder}: is not a model folder (no config.json in it).")
+    if quantize is not None:
+        dtype = options.get("dtype", "auto")
+        options["quantization_config"] = quantization_config(quantize, _dtype(folder, dtype))
     try:
         model, report = EagleMixForConditionalGeneration.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -190,3 +197,10 @@ def load_model(folder: str | Path, **options: Any) -> EagleMixForConditionalGene
             + "\n".join(problems)
         )
     return model
+
+
+def _dtype(folder: str | Path, dtype: str | torch.dtype) -> torch.dtype:
+    """What `from_pretrained` takes `dtype` for: "auto" is that of the weights."""
+    if dtype == "auto":
+        return EagleMixConfig.from_pretrained(folder).dtype or torch.float32
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)

@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_web(commands)
     _add_import(commands)
     _add_pull(commands)
+    _add_release(commands)
     doctor = commands.add_parser("doctor", help="show versions and what is missing, and why")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -193,6 +194,50 @@ def _add_pull(commands: argparse._SubParsersAction) -> None:
     puller.set_defaults(run=_pull)
 
 
+def _add_release(commands: argparse._SubParsersAction) -> None:
+    release = commands.add_parser(
+        "release",
+        help="make a folder for the Hub, check it, and upload it",
+        description="Make one folder of a trained model or expert, hold it to its source in fresh "
+        "processes, write its card, and say what a push would send. Uploads with --push only.",
+    )
+    release.add_argument("model", type=Path, metavar="DIR", help="a finished checkpoint's folder")
+    release.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository of the Hub")
+    release.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: release-NAME beside the model"
+    )
+    release.add_argument("--card", type=Path, metavar="FILE", help="licence, authors, ... (YAML)")
+    release.add_argument("--push", action="store_true", help="upload; without it: a dry run")
+    release.add_argument("--public", action="store_true", help="for everybody; default: private")
+    release.add_argument("--revision", metavar="BRANCH", help="default: main")
+    release.add_argument("--tag", metavar="TAG", help="name the upload for good, such as v1.0")
+    release.add_argument(
+        "--scores",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="what `python -m eval.run` has left",
+    )
+    release.add_argument(
+        "--experts-page", type=Path, metavar="DIR", help="what `python -m eval.experts` has left"
+    )
+    release.add_argument(
+        "--accept-licence",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="publish although a part is under this licence",
+    )
+    release.add_argument(
+        "--shard-size", default="5GB", metavar="SIZE", help="largest weight file; default: 5GB"
+    )
+    release.add_argument("--device", default="cpu", help="where it is checked; default: cpu")
+    release.set_defaults(run=_release)
+
+
 def _list_experts(arguments: argparse.Namespace) -> int:
     from eagle_moe.experts.commands import list_command
 
@@ -273,6 +318,29 @@ def _pull(arguments: argparse.Namespace) -> int:
     from eagle_moe.hub.pull import pull_command
 
     return pull_command(arguments.repo, arguments.folder, arguments.revision)
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    eagle_moe.register()
+    from eagle_moe.hub.commands import release_command
+    from eagle_moe.hub.release import ReleaseSettings
+
+    settings = ReleaseSettings(
+        model=arguments.model,
+        to=arguments.to,
+        out=arguments.out,
+        push=arguments.push,
+        public=arguments.public,
+        revision=arguments.revision,
+        tag=arguments.tag,
+        scores=arguments.scores,
+        experts_page=arguments.experts_page,
+        accepted=arguments.accept_licence,
+        card=arguments.card,
+        shard_size=arguments.shard_size,
+        device=arguments.device,
+    )
+    return release_command(settings)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

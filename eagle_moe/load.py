@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoProcessor
 
 from eagle_moe.build import load_model
@@ -17,27 +18,29 @@ def load_ready(
     folder: str | Path,
     device: str | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
     local_files_only: bool = False,
-    **options: Any,
 ) -> tuple[EagleMixForConditionalGeneration, EagleMixProcessor]:
     """Model and processor of a checkpoint's folder or a release, ready to be asked.
 
-    `device` None or "auto" is the best one; `dtype` "auto" is that of the weights; `options` go to
-    `build.load_model`. Raises `ValueError` for a folder that is no complete checkpoint, weights
-    that are not finite, a processor that is not this model's, or a device that is not there.
+    `device` None or "auto" is the best one; `dtype` "auto" is that of the weights; `quantize` is of
+    `eagle_moe.quantization.Quantize`. Raises `ValueError` for a folder that is no complete
+    checkpoint, weights that are not finite, a processor that is not this model's, or a device that
+    is not there.
     """
-    model = load_model(folder, dtype=dtype, local_files_only=local_files_only, **options)
+    if device is None or device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
+    model = load_model(folder, quantize, dtype=dtype, local_files_only=local_files_only)
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
+        plain = type(weight.data) is Tensor and weight.is_floating_point()
+        if plain and not torch.isfinite(weight).all():
             raise ValueError(f"{folder}: `{name}` has a value that is not a finite number.")
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=local_files_only)
     except OSError as error:
         raise ValueError(f"{folder}: no processor beside the model: {error}") from None
     check_processor(model.config, processor, str(folder))
-    if device is None or device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
     try:
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:

@@ -17,6 +17,7 @@ from eagle_moe.config import EagleMixConfig
 from eagle_moe.connectors import CONNECTORS, Connector
 from eagle_moe.loss import LanguageModelHead, label_loss
 from eagle_moe.pretrained import EagleMixPreTrainedModel, cast_for
+from eagle_moe.quantization import SparesVision
 from eagle_moe.vision import EagleMixVisionModel
 
 __all__ = [
@@ -48,7 +49,7 @@ class EagleMixCausalLMOutput(ModelOutput):
     image_hidden_states: Tensor | None = None
 
 
-class EagleMixModel(EagleMixPreTrainedModel):
+class EagleMixModel(SparesVision, EagleMixPreTrainedModel):
     """Experts, connector and language model, without the language model's head."""
 
     def __init__(self, config: EagleMixConfig) -> None:
@@ -182,7 +183,7 @@ class EagleMixModel(EagleMixPreTrainedModel):
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
 
-class EagleMixForConditionalGeneration(EagleMixPreTrainedModel, GenerationMixin):
+class EagleMixForConditionalGeneration(SparesVision, EagleMixPreTrainedModel, GenerationMixin):
     """Images and text in, text out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}

@@ -43,10 +43,14 @@ class ChatSession:
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str = "auto", dtype: str = "auto", **options: Any
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
     ) -> Self:
         """Load model and processor; see `eagle_moe.load.load_ready`."""
-        return cls(*load_ready(folder, device, dtype, **options))
+        return cls(*load_ready(folder, device, dtype, quantize))
 
     def another(self) -> Self:
         """A conversation of its own with the same model, which is loaded once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from eagle_moe.schema import nearest
 
 COMMANDS = {
     "/image": "FILE: show an image with the next question",
+    "/without": "EXPERT ...: the last question again, these experts shown nothing of the images",
     "/reset": "forget the conversation",
     "/help": "this list",
     "/quit": "leave (as does end of input)",
@@ -38,7 +39,7 @@ def run_chat(
             if line == "/quit":
                 break
             if line.startswith("/"):
-                _command(session, line)
+                _command(session, line, max_new_tokens)
             elif line:
                 _answer(session, line, max_new_tokens)
         except ValueError as error:
@@ -58,7 +59,10 @@ def describe(session: ChatSession) -> str:
 
 
 def _answer(session: ChatSession, text: str, max_new_tokens: int) -> None:
-    pieces = session.ask(text, max_new_tokens)
+    _print(session.ask(text, max_new_tokens))
+
+
+def _print(pieces: Generator[str]) -> None:
     with suppress(KeyboardInterrupt):  # Ctrl-C ends the answer, not the chat
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -66,7 +70,7 @@ def _answer(session: ChatSession, text: str, max_new_tokens: int) -> None:
     print(flush=True)
 
 
-def _command(session: ChatSession, line: str) -> None:
+def _command(session: ChatSession, line: str, max_new_tokens: int) -> None:
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         raise ValueError(f"no command {name}.{nearest(name, COMMANDS)}")
@@ -75,6 +79,11 @@ def _command(session: ChatSession, line: str) -> None:
         _say("conversation forgotten")
     elif name == "/help":
         _say("\n".join(f"{command} {what}" for command, what in COMMANDS.items()))
+    elif name == "/without":
+        if not argument.strip():
+            experts = ", ".join(session.model.model.vision_tower.towers)
+            raise ValueError(f"/without: give one or more of {experts}.")
+        _print(session.again(argument.replace(",", " ").split(), max_new_tokens))
     else:
         file = argument.strip().strip("'\"")
         if not file:

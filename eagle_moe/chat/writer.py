@@ -70,7 +70,7 @@ class Writer:
         self._check_names(silenced)
         inputs = self._encode(conversation, max_new_tokens)
         streamer = TextIteratorStreamer(
-            self.processor.tokenizer,  # type: ignore[arg-type]
+            self.processor.tokenizer,
             skip_prompt=True,
             skip_special_tokens=True,
         )
@@ -169,7 +169,7 @@ class Writer:
 
             tokens = self.images(canvases[read:], encode, keys[read:])
             placed = [each.to(self.model.device) for each in tokens]
-            image = BaseModelOutputWithPooling(pooler_output=placed)  # type: ignore[arg-type]
+            image = BaseModelOutputWithPooling(pooler_output=placed)
             options["mm_encoder_outputs"] = {"image": image}
         if plain:
             cache = cache or new_cache(self.model)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from PIL import Image
 
 from eagle_moe import explain
@@ -60,12 +59,15 @@ class Desk:
     @property
     def silencing(self) -> str:
         """What it means that an expert is off."""
-        return (
-            "An expert that is off is silenced: the rest of the model gets "
-            f"{replaced(self.reference.count)} ({self.reference.source}), the other experts see "
-            "the image as before, and nothing is trained again. It shows what this model does "
-            "without that expert's view, not how a model trained without it would do."
+        text = (
+            f"An expert that is off is silenced: {replaced(self.reference.count)} "
+            f"({self.reference.source}). The others see the image as before, and nothing is "
+            "trained again: this shows what this model does without that expert's view, not what "
+            "a model trained without it would do."
         )
+        if self.session.model.generation_config.do_sample:
+            text += " This model draws its words at random, so answers differ by chance, too."
+        return text
 
     def canvas(self, image: Image.Image) -> Image.Image:
         """What the model sees of an image, so that no more of it is kept: a square of its size."""
@@ -91,29 +93,5 @@ class Desk:
 
     def write(self, asked: Sequence[dict[str, Any]], silenced: Collection[str]) -> Generator[str]:
         """The answer to the conversation `asked`, piece by piece."""
-        session = PartlySighted(self.session.model, self.session.processor)
-        session.means, session.silenced = self.reference.means, silenced
-        session.turns = list(asked[:-1])
-        *images, text = asked[-1]["content"]
-        for image in images:
-            session.add_image(image["image"])
-        yield from session.ask(text["text"], self.max_new_tokens)
-
-
-class PartlySighted(ChatSession):
-    """A conversation in which some experts are silenced."""
-
-    means: explain.Maps
-    silenced: Collection[str]
-
-    def _encode(self, turns: list[dict[str, Any]], max_new_tokens: int) -> Any:
-        inputs = super()._encode(turns, max_new_tokens)
-        canvases = inputs.pop("pixel_values", None)
-        if canvases is not None:
-            maps = explain.encode(self.model, canvases)
-            with torch.no_grad():
-                image = self.model.get_image_features(
-                    explain.silence(maps, self.means, self.silenced), return_dict=True
-                )
-            inputs["mm_encoder_outputs"] = {"image": image}
-        return inputs
+        means = self.reference.means
+        return self.session.writer.write(asked, self.max_new_tokens, silenced, means)

@@ -22,9 +22,11 @@ CLEAN = (600, 24 * 3600)
 UNBOUNDED = 10**9
 """Characters that may be pasted into the question: the limits are told by an error, which is better
 than a text that silently becomes a file."""
-BUSY = {"submit_btn": False, "stop_btn": True}
-IDLE = {"submit_btn": True, "stop_btn": False}
+BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
+IDLE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
 """Of the question's box, while the model writes and while it does not."""
+LABEL = "() => document.querySelector('#question textarea').setAttribute('aria-label', 'Question')"
+"""For screen readers; gradio labels the group only."""
 CSS = Path(__file__).with_name("page.css")
 
 
@@ -57,7 +59,7 @@ def build_page(desk: Desk, examples: Sequence[Example]) -> Any:
                 gr.HTML(f"<p class='faint'>{desk.silencing}</p>", padding=False)
                 weigh = gr.Button("What did each expert add?", elem_id="weigh")
                 added = gr.HTML(elem_id="added", padding=False)
-        model = {"concurrency_limit": 1, "concurrency_id": "model"}
+        model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         shown = [chat, talk, question]
         asking = [
             question.submit(
@@ -79,6 +81,7 @@ def build_page(desk: Desk, examples: Sequence[Example]) -> Any:
             queue=False,
             api_name="forget",
         )
+        page.load(None, js=LABEL)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
@@ -99,6 +102,7 @@ def _chat(examples: Sequence[Example]) -> Any:
 
     return gr.Chatbot(
         label="Conversation",
+        show_label=False,
         height="60vh",
         min_height=320,
         placeholder="Drop an image below and ask about it, or try one of these.",
@@ -116,7 +120,7 @@ def _chat(examples: Sequence[Example]) -> Any:
 def _question() -> Any:
     import gradio as gr
 
-    return gr.MultimodalTextbox(
+    question: Any = gr.MultimodalTextbox(
         label="Question",
         placeholder="Drop or paste images, type a question; Enter sends",
         file_types=["image"],
@@ -125,6 +129,16 @@ def _question() -> Any:
         autofocus=True,
         elem_id="question",
     )
+    keep = question.async_move_resource_to_block_cache
+
+    async def keep_uploaded(file: str | Path | None) -> str | None:
+        if str(file).startswith(("http:", "https:")):  # gradio would fetch it, from this machine
+            raise gr.Error("Upload images: addresses are not opened.", print_exception=False)
+        kept: str | None = await keep(file)
+        return kept
+
+    question.async_move_resource_to_block_cache = keep_uploaded
+    return question
 
 
 class Actions:

@@ -80,6 +80,8 @@ def web_command(settings: WebSettings) -> int:
 
 def build_app(settings: WebSettings, folder: Path) -> FastAPI:
     """The page with its model loaded; visitors' files are kept in `folder`."""
+    from transformers.utils.logging import disable_progress_bar
+
     from eagle_moe.chat.session import ChatSession
     from eagle_moe.web.desk import Desk, load_reference
     from eagle_moe.web.pictures import BUILT_IN, choose_examples, reference_images
@@ -88,6 +90,8 @@ def build_app(settings: WebSettings, folder: Path) -> FastAPI:
     examples = choose_examples(settings.examples or BUILT_IN)
     source = settings.reference or settings.examples or BUILT_IN
     images = reference_images(source, settings.reference_count)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     session = ChatSession.load(settings.model, settings.device, settings.dtype)
     told = "the example pictures" if source == BUILT_IN else f"from {source.resolve().name}"
     reference = load_reference(session, images, told)
@@ -111,7 +115,7 @@ def serve_page(desk: Desk, examples: Sequence[Example], host: str) -> FastAPI:
         page,
         path="/",
         server_name=host,
-        show_error=False,
+        show_error=True,
         max_file_size=desk.limits.image_bytes,
         ssr_mode=False,
         footer_links=[],

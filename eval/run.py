@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,13 @@ from rich.table import Table
 
 from eagle_moe.answer import Images
 from eagle_moe.scores.card import CARD, SKILLS, Card, Score
-from eval.harness import MARK, RunFailed, Settings, run_tasks
+from eval.child import follow
+from eval.harness import RunFailed, Settings, run_tasks
 from eval.items import read_items
 from eval.kept import OnProgress
 from eval.tasks.catalogue import expand, installed
 
 LOG = "harness.log"
-ROOT = Path(__file__).parents[1]
-SECONDS_TO_END = 10
-"""That the harness has to end when it is told to, before it is killed."""
 ERRORS = {"FileNotFoundError": FileNotFoundError, "RunFailed": RunFailed}
 
 
@@ -78,9 +75,15 @@ def evaluate(
 
 
 def run(
-    settings: Settings, processes: int = 1, progress: OnProgress | None = None
+    settings: Settings,
+    processes: int = 1,
+    progress: OnProgress | None = None,
+    heartbeat: Callable[[], None] | None = None,
 ) -> dict[str, Card]:
     """Run the tasks in a process of their own, or in several by torchrun; task -> card.
+
+    `heartbeat` is called every second while that lasts; what it raises ends the harness, and the
+    answers so far are kept.
 
     Raises `FileNotFoundError`, `ValueError` or `RunFailed` as the harness did, and `RuntimeError`
     with the end of its log if it died.
@@ -95,7 +98,7 @@ def run(
         if processes > 1:
             command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             command += ["-m"]
-        code, error = _follow([*command, "eval.harness", str(path)], log, progress)
+        code, error = follow([*command, "eval.harness", str(path)], log, progress, heartbeat)
     if error is not None:
         raise ERRORS.get(error["type"], ValueError)(error["message"])
     if code != 0:
@@ -109,52 +112,20 @@ def _check(settings: Settings) -> None:
     installed()
     if not (Path(settings.model) / "config.json").is_file():
         raise ValueError(f"{settings.model}: not a checkpoint folder (it has no config.json).")
-    if SKILLS in settings.tasks:
-        if settings.data is None:
+    check_data(settings.tasks, settings.data, settings.limit)
+
+
+def check_data(tasks: Sequence[str], data: str | None, limit: int | None) -> None:
+    """Raise `ValueError` or `FileNotFoundError` if `data` is not what these tasks can be read from.
+
+    Of lmms-eval's own data sets only the folder around them is looked for.
+    """
+    if SKILLS in tasks:
+        if data is None:
             raise ValueError("data: say where the suite is (python -m eval.skills.suite makes it).")
-        read_items(settings.data, settings.limit)
-    elif settings.data is not None and not Path(settings.data).is_dir():
-        raise FileNotFoundError(f"{settings.data}: no such folder. Give that of the data sets.")
-
-
-def _follow(
-    command: list[str], log: Any, progress: OnProgress | None
-) -> tuple[int, dict[str, Any] | None]:
-    """Run `command`, report its progress, and end it if this process is interrupted."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    error = None
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    with subprocess.Popen(
-        command,
-        env=environment | {"PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if not line.startswith(MARK):
-                    log.write(line)
-                    continue
-                told = json.loads(line.removeprefix(MARK))
-                if told["kind"] == "error":
-                    error = error or told
-                elif progress is not None:
-                    progress(told["done"], told["total"], told["note"])
-        except BaseException:
-            _end(process)
-            raise
-        return process.wait(), error
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        read_items(data, limit)
+    elif data is not None and not Path(data).is_dir():
+        raise FileNotFoundError(f"{data}: no such folder. Give that of the data sets.")
 
 
 def print_card(card: Card, console: Console | None = None) -> None:

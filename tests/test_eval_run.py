@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,10 @@ import eval.run
 from eagle_moe.answer import Answerer
 from eagle_moe.scores.answer import ITEMS, read_answers
 from eagle_moe.scores.card import CARD, SKILLS, Card, Score
+from eval.child import follow
 from eval.harness import MARK, RunFailed, Settings
 from eval.items import read_items
-from eval.run import _follow, evaluate, main, print_card, run
+from eval.run import evaluate, main, print_card, run
 from tests.suites import write_suite
 from tests.test_card import make_answers, make_card
 
@@ -76,26 +75,6 @@ def told(kind: str, **content: object) -> str:
     return f"print({MARK + json.dumps({'kind': kind} | content)!r}, flush=True)"
 
 
-def test_the_harness_ends_when_this_process_is_interrupted(tmp_path):
-    lines = [
-        "import os, time",
-        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))",
-        told("progress", done=1, total=2, note=""),
-        "time.sleep(99)",
-    ]
-    command = [sys.executable, "-c", "\n".join(lines)]
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    start = time.monotonic()
-    with (tmp_path / "log").open("a") as log, pytest.raises(KeyboardInterrupt):
-        _follow(command, log, stop)
-    assert time.monotonic() - start < 60
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
 @needs_lmms_eval
 @pytest.mark.parametrize(
     ("kind", "error"),
@@ -108,10 +87,9 @@ def test_the_harness_ends_when_this_process_is_interrupted(tmp_path):
 def test_what_the_harness_complains_of_is_raised_here(
     tiny_folder, suite, tmp_path, monkeypatch, kind, error
 ):
-    follow = _follow
     script = told("error", type=kind, message="no such thing") + "; import sys; sys.exit(2)"
     fake = [sys.executable, "-c", script]
-    monkeypatch.setattr(eval.run, "_follow", lambda _, *rest: follow(fake, *rest))
+    monkeypatch.setattr(eval.run, "follow", lambda _, *rest: follow(fake, *rest))
     with pytest.raises(error, match="no such thing"):
         evaluate(tiny_folder, suite, tmp_path)
 
@@ -120,10 +98,9 @@ def test_what_the_harness_complains_of_is_raised_here(
 def test_a_harness_that_dies_is_an_error_with_the_end_of_its_log(
     tiny_folder, suite, tmp_path, monkeypatch, capsys
 ):
-    follow = _follow
     script = "import sys; print('noise'); sys.stderr.write('out of memory'); sys.exit(1)"
     fake = [sys.executable, "-c", script]
-    monkeypatch.setattr(eval.run, "_follow", lambda _, *rest: follow(fake, *rest))
+    monkeypatch.setattr(eval.run, "follow", lambda _, *rest: follow(fake, *rest))
     with pytest.raises(RuntimeError, match=r"(?s)harness ended with 1;.*out of memory"):
         evaluate(tiny_folder, suite, tmp_path)
     assert "noise" in (tmp_path / "harness.log").read_text()

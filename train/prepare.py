@@ -30,6 +30,7 @@ from train.quantize import require_bitsandbytes
 from train.recompute import recompute_blocks
 from train.sources import Origin, check_sources
 from train.stages import StageRun
+from train.tasks import check_tasks
 from train.weights import load_model
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def check_start(runs: Sequence[StageRun]) -> None:
     check_sources(runs)
     for run in runs:
         training_arguments(run)
+        check_tasks(run)
         if any(lora.quantize for lora in run.lora.values()):
             require_bitsandbytes()
         for name in run.stage.all_data:

@@ -37,6 +37,7 @@ from train.signals import STOP_CODE, Interrupted, SaveAndStop, StopSignals, is_f
 from train.sources import find_origins, run_identity
 from train.stages import StageRun, stage_runs
 from train.table import show, show_parts, stages_table
+from train.tasks import TaskScores
 from train.tensorboard import TensorBoardLog
 from train.trainer import StageTrainer
 from train.workspace import is_finished, locked, mark_of, open_workspace, remove_workspace
@@ -109,11 +110,13 @@ def train(run: StageRun, signals: StopSignals, redo: bool = False) -> Path:
         prepared = prepare(run, origins)
         show_parts(run, prepared.model, origins, args.learning_rate)
         trainer = _trainer(run, mark, engine, args, prepared)
+        stop = SaveAndStop(trainer, run.title, signals, run.stage.save_minutes)
+        if tasks := run.stage.tasks:  # before those that close the logs
+            given = (prepared.processor, origins, lambda: empty_model(run))
+            trainer.add_callback(TaskScores(tasks, run, trainer, stop, *given))
         with signals.held(run.title):
             with _watched(trainer, run):
-                # the last one, which knows what the others have asked for
-                stop = SaveAndStop(trainer, run.title, signals, run.stage.save_minutes)
-                trainer.add_callback(stop)
+                trainer.add_callback(stop)  # the last one: it knows what the others have asked for
                 trainer.train(resume_from_checkpoint=str(point) if point else None)
             processor, adapters = prepared.processor, prepared.adapters
             save_run(run, mark, trainer, processor, adapters, origins, lambda: empty_model(run))

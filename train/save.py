@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LOGS = "logs"
+TASKS = "tasks"
+"""Folder of the scores that were made while training, by step and task."""
+PASSING = shutil.ignore_patterns("model", ".*", "*.log", "*.part.jsonl")
+"""What an evaluation leaves that was cut off or has failed."""
+TASK_CURVE = "tasks.jsonl"
+"""The same in rows: see `train.tasks`."""
 ADAPTERS = "adapters"
 
 
@@ -64,16 +70,68 @@ def save_run(
         _fill(model, {**gathered, **kept})
     Engine().assign(model, averaged)
     with write_checkpoint(run.folder, mark) as draft:
-        if adapters is not None:
-            merge_lora(adapters, draft / ADAPTERS)
-        state = _final_state(run, model, learned, origins)
-        _write_model(run, model, state, draft)
-        processor.save_pretrained(draft)
-        text = yaml.safe_dump(run.recipe.dump(), sort_keys=False, allow_unicode=True)
-        (draft / RECIPE).write_text(text, encoding="utf-8")
+        state = _write_all(run, model, adapters, processor, learned, origins, draft)
         write_provenance(draft, _provenance(run, model, state, learned, origins))
         trainer.state.save_to_json(str(draft / "trainer_state.json"))
         _copy_logs(run.workspace, draft)
+
+
+def gather_snapshot(trainer: StageTrainer) -> dict[str, Tensor]:
+    """The tensors that the run would end in if it ended now, on the CPU in process 0, with a moving
+    average in place of what it is of; nothing elsewhere. All processes.
+
+    They may be those of the model that is trained, and are only to be read.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    whole = trainer.engine.gather(model)
+    averaged = trainer.ema.whole() if trainer.ema else {}
+    return {name: averaged.get(name, value).to(value.dtype) for name, value in whole.items()}
+
+
+def write_snapshot(
+    run: StageRun,
+    trainer: StageTrainer,
+    processor: EagleMixProcessor,
+    origins: Mapping[str, Origin],
+    empty: Callable[[], tuple[EagleMixForConditionalGeneration, PeftModel | None]],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> None:
+    """Write a model with `tensors` of `gather_snapshot` into `folder`. Process 0.
+
+    It is a model for itself: the one that is trained, and its random numbers, are left alone. What
+    `empty` is, see `save_run`. Raises `SaveFailed` if the disk is full.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model, adapters = empty()
+    kept = {} if trainer.engine.keeps_dtype else _as_loaded(run, model, origins)
+    state = {**tensors, **kept}
+    if adapters is not None:  # which are merged in place
+        state = {name: value.clone() for name, value in state.items()}
+    learned = learning_parts(model)
+    _fill(model, state)
+    with write_checkpoint(folder, trainer.mark) as draft:
+        _write_all(run, model, adapters, processor, learned, origins, draft)
+
+
+def _write_all(
+    run: StageRun,
+    model: EagleMixForConditionalGeneration,
+    adapters: PeftModel | None,
+    processor: EagleMixProcessor,
+    learned: set[str],
+    origins: Mapping[str, Origin],
+    draft: Path,
+) -> dict[str, Tensor]:
+    """All that it takes to use the model, adapters merged, and its recipe; the weights written."""
+    if adapters is not None:
+        merge_lora(adapters, draft / ADAPTERS)
+    state = _final_state(run, model, learned, origins)
+    _write_model(run, model, state, draft)
+    processor.save_pretrained(draft)
+    text = yaml.safe_dump(run.recipe.dump(), sort_keys=False, allow_unicode=True)
+    (draft / RECIPE).write_text(text, encoding="utf-8")
+    return state
 
 
 def _as_loaded(
@@ -159,8 +217,9 @@ def _provenance(
 
 
 def _copy_logs(workspace: Path, draft: Path) -> None:
-    for name in (CURVE, HEALTH):
+    for name in (CURVE, TASK_CURVE, HEALTH):
         if (workspace / name).is_file():
             shutil.copy2(workspace / name, draft / name)
-    if (workspace / LOGS).is_dir():
-        shutil.copytree(workspace / LOGS, draft / LOGS)
+    for name in (LOGS, TASKS):
+        if (workspace / name).is_dir():
+            shutil.copytree(workspace / name, draft / name, ignore=PASSING)

@@ -53,8 +53,11 @@ LANGUAGE_MODEL_SIZES: dict[str, Any] = {
 }
 FOLLOWS_FROM_SIZES = ("head_dim", "layer_types", "torch_dtype", "dtype", "transformers_version")
 
-STAGE_SIZES = frozenset({"batch_size", "max_length", "eval", "args", "init_from", "engine"})
-"""Fields of a stage that change, `args` and `eval` in part; `init_from` loses foreign folders."""
+STAGE_SIZES = frozenset(
+    {"batch_size", "max_length", "eval", "tasks", "args", "init_from", "engine"}
+)
+"""Fields of a stage that change, `args` and `eval` in part; `init_from` loses foreign folders, and
+`tasks` are left out, as their questions are not made smaller."""
 ARGUMENT_SIZES: dict[str, Any] = {
     "max_steps": STEPS,
     "per_device_train_batch_size": MICRO_BATCH,
@@ -142,6 +145,7 @@ def _stage(recipe: Recipe, stage: Stage, told: Mapping[str, Any]) -> dict[str, A
         small["batch_size"] = BATCH
     if stage.eval:
         small["eval"] = {**told["eval"], "every": STEPS, "batch_size": MICRO_BATCH}
+    small["tasks"] = None
     if told["init_from"] is not None:  # other runs' checkpoints do not fit; `init` lies below
         small["init_from"] = [
             entry

@@ -162,6 +162,18 @@ class SaveAndStop(TrainerCallback):
             self.stopping = True
             raise EvaluationCut
 
+    def waited(self, done: bool) -> bool:
+        """Whether what the others wait for in process 0 is `done`; they say that it is not.
+
+        All processes, again and again until then. Raises `EvaluationCut` if the run is asked to
+        stop meanwhile: then it ends with this step saved, be it the last one.
+        """
+        stop, done = self.signals.agree(done)
+        if stop and not done:
+            self.stopping = True
+            raise EvaluationCut
+        return done
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._saved = time.monotonic()
         if self.stopping:

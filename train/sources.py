@@ -212,6 +212,7 @@ def run_settings(run: StageRun, processes: int) -> dict[str, Any]:
             "frozen_dtype",
             "engine",  # sums are rounded otherwise; resume points are stricter
             "eval",
+            "tasks",
             "max_unsupervised",
             "on_nonfinite",  # a run that ended under `stop` has skipped nothing
             "max_nonfinite",

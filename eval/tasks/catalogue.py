@@ -39,6 +39,13 @@ _NAME = re.compile(r"^task\s*:\s*[\"']?([\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILIN
 _GROUP = re.compile(r"^group\s*:\s*[\"']?([\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 
 
+class _Plain(yaml.SafeLoader):
+    """Reads names, and leaves functions alone: importing lmms-eval changes the process."""
+
+
+_Plain.add_multi_constructor("!", lambda *_: None)
+
+
 def installed() -> Path:
     """Folder of the package lmms_eval. Raises `ValueError` naming the extra if there is none."""
     spec = find_spec("lmms_eval")
@@ -73,10 +80,12 @@ def expand(names: Iterable[str]) -> list[str]:
             continue
         if name not in known:
             raise ValueError(f'tasks: no "{name}".{nearest(name, [*known, *ALIASES])}')
-        members = read_yaml(known[name], run=False)["task"]
-        if isinstance(members, str):
+        text = known[name].read_text(encoding="utf-8", errors="replace")
+        if _NAME.search(text):
             tasks[name] = None
-        elif all(isinstance(member, str) for member in members):
+            continue
+        members = yaml.load(text, Loader=_Plain)["task"]  # noqa: S506 - a SafeLoader
+        if all(isinstance(member, str) for member in members):
             tasks |= dict.fromkeys(expand(members))
         else:
             raise ValueError(f"tasks: {name} is a group that changes its tasks. Name them instead.")

@@ -8,7 +8,17 @@ weights are touched and nothing is downloaded.
 """
 
 from train.recipe.read import load_recipe, parse_recipe
-from train.recipe.schema import RANDOM, Ema, Evaluation, Init, Lora, Recipe, Source, Stage
+from train.recipe.schema import (
+    RANDOM,
+    Ema,
+    Evaluation,
+    Init,
+    Lora,
+    Recipe,
+    Source,
+    Stage,
+    TaskEvaluation,
+)
 
 __all__ = [
     "RANDOM",
@@ -19,6 +29,7 @@ __all__ = [
     "Recipe",
     "Source",
     "Stage",
+    "TaskEvaluation",
     "load_recipe",
     "parse_recipe",
 ]

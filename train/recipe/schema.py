@@ -65,6 +65,27 @@ class Evaluation(Schema):
     batch_size: int = Field(8, gt=0)
 
 
+class TaskEvaluation(Schema):
+    """Tasks of the evaluation harness while training, answered and scored as `eval.run` does it.
+
+    Fields without a word here are options of `eval.run`.
+    """
+
+    names: list[str] = Field(min_length=1)
+    """`skills`, `paper`, or names of lmms-eval's tasks and groups."""
+    every: int = Field(gt=0)
+    """Steps between evaluations; the last step is always evaluated."""
+    data: str | None = None
+    limit: int | None = Field(None, gt=0)
+    images: Literal["keep", "drop"] = "keep"
+    batch_size: int = Field(16, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0)
+    device: str | None = None
+    """Where questions are answered, beside what is being trained."""
+    on_failure: Literal["go_on", "stop"] = "go_on"
+    """What becomes of the run when an evaluation fails."""
+
+
 class Stage(Schema):
     """One training run from checkpoint to checkpoint; `per_expert`, one run for each expert."""
 
@@ -107,6 +128,7 @@ class Stage(Schema):
     max_unsupervised: float = Field(0.01, ge=0, le=1)
     """Share of samples without a token to learn from above which the run refuses to start."""
     eval: Evaluation | None = None
+    tasks: TaskEvaluation | None = None
     save_minutes: float | None = Field(None, gt=0)
     """Minutes after which a resume point is saved, beside every `args.save_steps` steps."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

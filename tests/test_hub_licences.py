@@ -102,6 +102,8 @@ def test_tiny_experts_trained_here_have_the_licence_of_their_preset(tmp_path):
     (first, *_) = read_licences(folder)
     assert (first.licence, first.source) == ("Apache-2.0", "this repository")
     assert hub_ids([first]) == []
+    make_release(tmp_path, ("clip-tiny",), experts__clip="someone/clip: model.safetensors")
+    assert read_licences(tmp_path)[0].licence == "unknown"
 
 
 def test_a_person_may_know_better_than_the_records(tmp_path):

@@ -27,6 +27,7 @@ from eagle_moe.hub.evidence import (
     show_card,
 )
 from eagle_moe.hub.experts import is_expert_folder
+from eagle_moe.hub.gate import GATE, Verdict
 from eagle_moe.hub.licences import PartLicence, hub_ids, read_licences, read_specs
 from eagle_moe.hub.picture import Anatomy, ExpertShape, draw_architecture
 from eagle_moe.hub.records import (
@@ -181,7 +182,25 @@ def _provenance(folder: Path) -> list[str]:
     ]
     if (folder / RECIPE).is_file():
         lines.append("`recipe.yaml` is the resolved recipe.")
+    if (folder / GATE).is_file():
+        data = json.loads((folder / GATE).read_text(encoding="utf-8"))
+        lines.append(_gate(Verdict.parse(data, str(folder / GATE))))
     return lines
+
+
+def _gate(verdict: Verdict) -> str:
+    """What the gate found, in a sentence."""
+    count, failed = len(verdict.checks), verdict.failed
+    versions = ", ".join(f"{name} {version}" for name, version in verdict.versions.items())
+    found = f"all {count} checks passed"
+    if failed:
+        names = ", ".join(check.name for check in failed)
+        found = f"{len(failed)} of {count} checks failed ({names})"
+    return (
+        "The folder was loaded in fresh processes, with and without `trust_remote_code`, and "
+        f"compared with the model that it was made of: {found} ({versions}). Each of them is in "
+        f"`{GATE}`; `release.json` holds what to compare a copy with."
+    )
 
 
 def _metadata(

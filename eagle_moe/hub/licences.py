@@ -195,20 +195,20 @@ def _licence(
             said = source or (f"https://huggingface.co/{page[0]}" if page else "")
             return PartLicence(part, licence, origin, said)
     cards = [spec.card.dump()] if spec else []
-    cards += [preset["card"] for _, preset in presets().values() if preset["card"]["checkpoint"]]
-    for card in cards if origin else ():
-        if _same_place(origin, card["checkpoint"]):
+    cards += [preset["card"] for _, preset in presets().values()]
+    for card in cards:
+        if card["checkpoint"] and _is_of(origin, card["checkpoint"]):
             return PartLicence(part, card["licence"], origin, card["source"])
+    if spec and origin and not spec.card.checkpoint and not _HUB_ID.match(origin):
+        # made for no published weights, as the tiny experts are: its card speaks of one's own
+        return PartLicence(part, spec.card.licence, origin, spec.card.source)
     return PartLicence(part, UNKNOWN, origin, "")
 
 
-def _same_place(origin: str, checkpoint: str) -> bool:
-    """Whether `origin` (a place, perhaps with `@revision`, and a story) is what a card names.
-
-    A card that names nothing is of weights that are made with this project, as its `source` says.
-    """
+def _is_of(origin: str, checkpoint: str) -> bool:
+    """Whether `origin` (a place, perhaps with `@revision`, and a story) is what a card names."""
     plain = re.sub(r"@[\w./-]+", "", origin)
-    return not checkpoint or plain == checkpoint or plain.startswith(f"{checkpoint}: ")
+    return plain == checkpoint or plain.startswith(f"{checkpoint}: ")
 
 
 def _refusal(parts: Sequence[PartLicence]) -> str:

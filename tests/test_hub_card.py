@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from eagle_moe.build import load_model
 from eagle_moe.checkpoint import PartRecord, write_provenance
 from eagle_moe.hub.card import write_card
 from eagle_moe.hub.picture import Anatomy, draw_architecture
@@ -158,6 +160,17 @@ def test_scores_are_shown_as_recounted_and_travel_with_the_release(folder, tmp_p
     assert hash_weights(folder)[:12] in text_of(folder)
     write_card(folder, "org/eagle-tiny")  # again, from what the release itself holds
     assert table(text_of(folder), "### eagle_skills")[2:] == rows
+
+
+def test_the_lines_of_the_card_run(folder, make_image, tmp_path, monkeypatch, capsys):
+    write_card(folder, "org/eagle-tiny")
+    first, second = re.findall(r"```python\n(.*?)```", text_of(folder), re.DOTALL)
+    make_image().save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(first.replace("org/eagle-tiny", str(folder)), {})  # noqa: S102 - our own lines
+    assert capsys.readouterr().out
+    assert second.count("load_model(") == 1
+    assert "quantize" in inspect.signature(load_model).parameters and "quantize=" in second
 
 
 def test_without_scores_the_card_says_so(folder):

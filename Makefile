@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-train test test-oldest test-extras check format train prealign align sft search doctor eval chat clean
+.PHONY: help setup demo bench-train test test-oldest test-extras check format train prealign align sft search doctor eval chat web clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,9 @@ demo: setup  ## data, experts, three stages, scores, report, in minutes on a CPU
 
 chat: setup  ## ask about a picture: make chat MODEL=runs/... IMAGE=picture.png
 	$(BIN)/eagle-moe chat --model $(call given,MODEL) --image $(call given,IMAGE) $(ARGS)
+
+web: setup  ## the same in a browser, with experts switched off: make web MODEL=runs/... [EXAMPLES=suite]
+	$(BIN)/eagle-moe web --model $(call given,MODEL) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(ARGS)
 
 # ---- work --------------------------------------------------------------------------------------
 

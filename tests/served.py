@@ -94,7 +94,9 @@ def in_thread(app: Any) -> Iterator[Client]:
     """The app on a free port of loopback, in this process."""
     with listen("127.0.0.1", 0) as listener:
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5)
+        )
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -168,16 +168,16 @@ def run(app: FastAPI, listener: socket.socket, host: str) -> None:
     """Serve until interrupted."""
     import uvicorn
 
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
     listener.listen()  # from here on visitors may come; they are answered in a moment
     address, port = listener.getsockname()[:2]
     place = f"[{address}]" if ":" in address else address
-    print(f"Ask at http://{place}:{port} in a browser. Ctrl-C ends it.", flush=True)
-    if not is_loopback(host):
-        print(
-            "warning: every machine that reaches this one can ask; nothing here asks who they "
-            "are. Put a proxy with a password before it.",
-            file=sys.stderr,
-        )
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
     with suppress(KeyboardInterrupt):
+        print(f"Ask at http://{place}:{port} in a browser. Ctrl-C ends it.", flush=True)
+        if not is_loopback(host):
+            print(
+                "warning: every machine that reaches this one can ask; nothing here asks who they "
+                "are. Put a proxy with a password before it.",
+                file=sys.stderr,
+            )
         uvicorn.Server(config).run(sockets=[listener])

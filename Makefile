@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-train test test-oldest test-extras check format train prealign align sft search doctor eval chat web clean
+.PHONY: help setup demo bench-train test test-oldest test-extras check format train prealign align sft search doctor eval release chat web clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,9 @@ doctor: setup  ## examine the data of a recipe before training on it
 eval: setup  ## scores with intervals: make eval MODEL=runs/... [TASKS=skills|paper|a,b] [DATA=folder]
 	$(BIN)/python -m eval.run --model $(call given,MODEL) --tasks $(or $(TASKS),skills) \
 	  $(if $(DATA),--data $(DATA)) --out $(or $(OUT),$(MODEL)/eval) $(ARGS)
+
+release: setup  ## a folder for the Hub, checked: make release MODEL=runs/... TO=owner/name [ARGS=--push]
+	$(BIN)/eagle-moe release $(call given,MODEL) --to $(call given,TO) $(ARGS)
 
 given = $(or $($(1)),$(error say $(1)=... (see make help)))
 

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-train test test-oldest test-extras check format train prealign align sft search doctor eval release chat web clean
+.PHONY: help setup demo bench bench-train test test-oldest test-extras check format train prealign align sft search doctor eval release chat web clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,6 +77,9 @@ given = $(or $($(1)),$(error say $(1)=... (see make help)))
 bench-train: setup  ## packing, loss head, loader, records: ratios side by side (docs/benchmarks.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m train.bench $(ARGS)
 
+bench: bench-train  ## that, and what a second question about an image costs; needs make demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m eval.speed.turns $(ARGS)
+
 # ---- check -------------------------------------------------------------------------------------
 
 # Every process of pytest imports torch and transformers (about 1 GB each), hence a bound.
@@ -98,8 +101,8 @@ format: setup  ## write the format that check asks for
 # its own, so that torch is not installed twice.
 OLDEST := .venv-oldest
 OLDEST_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,\
-  auto build canvas chat* cli config connectors expert* fusion golden* image_processor interop* \
-  model* processor profile)))
+  auto build canvas chat* cli config connectors expert* fusion golden* image_processor interop* limits \
+  model* processor profile serv*)))
 
 site = $(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 

@@ -13,6 +13,7 @@ A refusal does not end the steps before the push, so that one run names everythi
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,9 +21,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from eagle_moe.hub.card import write_card
 from eagle_moe.hub.consolidate import check_out, consolidate
@@ -36,6 +34,9 @@ from eagle_moe.hub.scan import scan_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,8 @@ def run_release(settings: ReleaseSettings, steps: Steps, api: HfApi | None = Non
 
 
 def _check_name(to: str) -> None:
-    try:
-        validate_repo_id(to)
-    except HFValidationError as error:
-        raise ValueError(f"--to {to}: {error}") from None
-    if to.count("/") != 1:
-        raise ValueError(f"--to {to}: write it as OWNER/NAME.")
+    if not _NAME.fullmatch(to):
+        raise ValueError(f"--to {to}: write it as OWNER/NAME, of letters, digits, `-`, `_`, `.`.")
 
 
 def _make(settings: ReleaseSettings, steps: Steps, refusals: list[str]) -> Release | None:

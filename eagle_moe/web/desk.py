@@ -74,11 +74,11 @@ class Desk:
         pixels = self.session.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         return Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
 
-    def thumbnail(self, image: Image.Image) -> Path:
-        """What the page shows of an image, as a file."""
+    def thumbnail(self, image: Image.Image, name: str) -> Path:
+        """What the page shows of an image, as a file called like its own."""
         small = image.copy()
         small.thumbnail((THUMBNAIL, THUMBNAIL))
-        path = self.folder / "shown" / f"{uuid4().hex}.png"
+        path = self.folder / "shown" / uuid4().hex / f"{Path(name).stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         small.save(path)
         return path

@@ -25,8 +25,14 @@ than a text that silently becomes a file."""
 BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
 IDLE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
 """Of the question's box, while the model writes and while it does not."""
-LABEL = "() => document.querySelector('#question textarea').setAttribute('aria-label', 'Question')"
-"""For screen readers; gradio labels the group only."""
+LABELS = """() => {
+  document.querySelector('#question textarea').setAttribute('aria-label', 'Question');
+  const name = (image) => { image.alt = decodeURIComponent(image.src.split('/').pop()); };
+  const chat = document.querySelector('#chat');
+  new MutationObserver(() => chat.querySelectorAll('.user img[alt=""]').forEach(name))
+    .observe(chat, {childList: true, subtree: true, attributeFilter: ['src', 'alt']});
+}"""
+"""For screen readers: gradio leaves the box without a label, and images without words."""
 CSS = Path(__file__).with_name("page.css")
 
 
@@ -81,7 +87,7 @@ def build_page(desk: Desk, examples: Sequence[Example]) -> Any:
             queue=False,
             api_name="forget",
         )
-        page.load(None, js=LABEL)
+        page.load(None, js=LABELS)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 

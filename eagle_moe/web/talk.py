@@ -107,7 +107,7 @@ class Talk:
 
     def _show(self, file: Path) -> Shown:
         image = open_image(file, file.name, self.desk.limits)
-        return Shown(file.name, self.desk.canvas(image), self.desk.thumbnail(image))
+        return Shown(file.name, self.desk.canvas(image), self.desk.thumbnail(image, file.name))
 
     def _answer(self, turn: Turn, silenced: frozenset[str]) -> Generator[None]:
         turn.answers[silenced] = ""

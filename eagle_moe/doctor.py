@@ -20,7 +20,9 @@ PURPOSES = {
     "flash": "FlashAttention-2 in the language model",
     "quant": "8- and 4-bit weights",
     "web": "chat in a browser",
+    "serve": "answers over HTTP",
     "dev": "tests and linters",
+    "dev-extras": "tests of what the pinned versions do not go with",
 }
 """What each extra of the package is for."""
 

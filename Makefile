@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := .venv-extras
 RECIPE ?= configs/recipes/mini.yaml
 ARGS ?=
 
@@ -38,8 +39,8 @@ demo: setup  ## data, experts, three stages, scores, report, in minutes on a CPU
 chat: setup  ## ask about a picture: make chat MODEL=runs/... IMAGE=picture.png
 	$(BIN)/eagle-moe chat --model $(call given,MODEL) --image $(call given,IMAGE) $(ARGS)
 
-web: setup  ## the same in a browser, with experts switched off: make web MODEL=runs/... [EXAMPLES=suite]
-	$(BIN)/eagle-moe web --model $(call given,MODEL) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(ARGS)
+web: $(EXTRAS)/installed  ## the same in a browser, with experts switched off: make web MODEL=runs/... [EXAMPLES=suite]
+	$(EXTRAS)/bin/python $(BIN)/eagle-moe web --model $(call given,MODEL) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(ARGS)
 
 # ---- work --------------------------------------------------------------------------------------
 
@@ -122,7 +123,6 @@ $(OLDEST)/installed: $(VENV)/installed
 	@touch $@
 
 # Packages that contradict the pins of .venv, in an environment in front of it as above.
-EXTRAS := .venv-extras
 EXTRAS_TESTS = $(wildcard tests/test_web*.py tests/test_quant*.py)
 
 test-extras: $(EXTRAS)/installed  ## the tests of the web chat and of 8- and 4-bit weights

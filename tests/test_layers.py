@@ -26,7 +26,7 @@ LAYERS = [
     {"processor", "profile"},
     {"build"},
     {"interop", "chat", "doctor", "answer", "explain", "auto"},
-    {"integrations", "serving"},
+    {"integrations", "serving", "hub"},
     {"web"},
     {""},
     {"cli"},

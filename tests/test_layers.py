@@ -26,9 +26,10 @@ LAYERS = [
     {"processor", "profile"},
     {"build"},
     {"interop", "chat", "doctor", "answer", "explain", "auto"},
-    {"integrations", "serving", "hub"},
+    {"integrations", "serving"},
     {"web"},
     {""},
+    {"hub"},
     {"cli"},
 ]
 """Of `eagle_moe`: a module imports from the layers before its own, never from its neighbours.

@@ -23,12 +23,6 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
     )
     chat.add_argument("--prompt", metavar="TEXT", help="ask this only, and leave")
     chat.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
-    chat.add_argument(
-        "--quantize",
-        choices=["int8", "nf4"],
-        help="the language model in 8 or 4 bits, experts and connector as they are; needs the "
-        "extra `quant`",
-    )
     _add_placement(chat)
     chat.set_defaults(run=_chat)
 
@@ -111,6 +105,12 @@ def _add_placement(command: argparse.ArgumentParser) -> None:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of the weights; default: as saved",
     )
+    command.add_argument(
+        "--quantize",
+        choices=["int8", "nf4"],
+        help="the language model in 8 or 4 bits, experts and connector as they are; needs the "
+        "extra `quant`",
+    )
 
 
 def _chat(arguments: argparse.Namespace) -> int:
@@ -140,6 +140,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         device=arguments.device,
         dtype=arguments.dtype,
+        quantize=arguments.quantize,
         name=arguments.name,
         max_new_tokens=arguments.max_new_tokens,
         queue=arguments.queue,
@@ -159,6 +160,7 @@ def _web(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         device=arguments.device,
         dtype=arguments.dtype,
+        quantize=arguments.quantize,
         examples=arguments.examples,
         reference=arguments.reference,
         reference_count=arguments.reference_count,

@@ -33,6 +33,7 @@ class ServeSettings:
     port: int = 8000
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     name: str | None = None
     max_new_tokens: int = 1024
     queue: int = 32
@@ -93,7 +94,7 @@ def build_app(settings: ServeSettings, limits: Limits) -> Starlette:
     require_engine()
     if not sys.stderr.isatty():
         disable_progress_bar()
-    session = ChatSession.load(settings.model, settings.device, settings.dtype)
+    session = ChatSession.load(settings.model, settings.device, settings.dtype, settings.quantize)
     name = settings.name or settings.model.resolve().name
     engine = Engine(session.model, session.processor, name, settings.max_new_tokens)
     server = ChatServer(engine, limits, settings.image_folder)

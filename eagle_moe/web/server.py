@@ -50,6 +50,7 @@ class WebSettings:
     port: int = 7860
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     examples: Path | None = None
     reference: Path | None = None
     reference_count: int = 100
@@ -92,7 +93,7 @@ def build_app(settings: WebSettings, folder: Path) -> FastAPI:
     images = reference_images(source, settings.reference_count)
     if not sys.stderr.isatty():
         disable_progress_bar()
-    session = ChatSession.load(settings.model, settings.device, settings.dtype)
+    session = ChatSession.load(settings.model, settings.device, settings.dtype, settings.quantize)
     told = "the example pictures" if source == BUILT_IN else f"from {source.resolve().name}"
     reference = load_reference(session, images, told)
     desk = Desk(session, reference, limits, folder, settings.max_new_tokens)

@@ -22,7 +22,7 @@ def start_program(folder: Path, source: str, log: Path | None = None) -> subproc
     return subprocess.Popen([sys.executable, script], stdout=to, text=True)
 
 
-def wait_for(path: Path, seconds: float = 30.0) -> str:
+def wait_for(path: Path, seconds: float = 120.0) -> str:
     """What is in the file, as soon as there is something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -8,9 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from eagle_moe.config import EagleMixConfig
@@ -38,14 +42,9 @@ class EagleMixModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class EagleMixCausalLMOutput(ModelOutput):
+class EagleMixCausalLMOutput(CausalLMOutputWithPast):
     """`logits` (B, L or `logits_to_keep`, V), unless skipped; `loss` if there are labels."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +19,7 @@ from eagle_moe.config import EagleMixConfig
 from eagle_moe.image_processor import EagleMixImageProcessor
 from eagle_moe.model import EagleMixForConditionalGeneration
 from eagle_moe.processor import EagleMixProcessor, read_template
+from tests.loopback_hub import OWNER, LoopbackHub, without_xet
 
 torch.set_num_threads(1)
 
@@ -147,3 +149,16 @@ def make_image() -> Callable[..., Image.Image]:
         return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
 
     return make
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """An empty Hub on this machine."""
+    with LoopbackHub() as hub, without_xet():
+        yield hub
+
+
+@pytest.fixture
+def api(hub: LoopbackHub) -> HfApi:
+    """`hub` as its owner speaks to it."""
+    return HfApi(endpoint=hub.url, token=OWNER)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from eagle_moe.checkpoint import (
@@ -28,7 +27,7 @@ from eagle_moe.hub.pull import pull
 from eagle_moe.hub.push import push_release
 from eagle_moe.hub.scan import Machine, scan_folder
 from eagle_moe.parts import expert_prefix, part_hashes, tensor_hashes
-from tests.loopback_hub import OWNER, LoopbackHub, without_xet
+from tests.loopback_hub import without_xet
 from train.sources import _expert_origin
 
 REPO = "me/sam-tiny"
@@ -62,17 +61,6 @@ def stored(weights, tmp_path) -> Path:
         (draft / "stage.json").write_text("{}")
     (place / "card.yaml").write_text("licence: apache-2.0\nauthors: Ada\n")
     return place
-
-
-@pytest.fixture
-def hub():
-    with LoopbackHub() as hub, without_xet():
-        yield hub
-
-
-@pytest.fixture
-def api(hub) -> HfApi:
-    return HfApi(endpoint=hub.url, token=OWNER)
 
 
 @pytest.fixture

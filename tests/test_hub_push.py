@@ -15,20 +15,9 @@ from huggingface_hub import HfApi
 from eagle_moe.build import load_model
 from eagle_moe.checkpoint import PartRecord, write_provenance
 from eagle_moe.hub.push import changed_files, download_release, local_files, push_release
-from tests.loopback_hub import LARGE, OWNER, READER, LoopbackHub, without_xet
+from tests.loopback_hub import LARGE, OWNER, READER, LoopbackHub
 
 REPO = "me/model"
-
-
-@pytest.fixture
-def hub():
-    with LoopbackHub() as hub, without_xet():
-        yield hub
-
-
-@pytest.fixture
-def api(hub) -> HfApi:
-    return HfApi(endpoint=hub.url, token=OWNER)
 
 
 @pytest.fixture(autouse=True)

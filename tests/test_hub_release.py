@@ -19,7 +19,6 @@ from eagle_moe.hub.commands import refused
 from eagle_moe.hub.gate import GATE
 from eagle_moe.hub.push import download_release
 from eagle_moe.hub.release import Outcome, ReleaseSettings, Step, run_release
-from tests.loopback_hub import OWNER, LoopbackHub, without_xet
 from tests.test_hub_gate import look
 
 CARD = """
@@ -28,17 +27,6 @@ authors: [Ada]
 licences: {experts.clip: mit, experts.convnext: mit, connector: mit, language_model: mit}
 """
 TO = "me/tiny"
-
-
-@pytest.fixture
-def hub():
-    with LoopbackHub() as hub, without_xet():
-        yield hub
-
-
-@pytest.fixture
-def api(hub) -> HfApi:
-    return HfApi(endpoint=hub.url, token=OWNER)
 
 
 @pytest.fixture(autouse=True)

@@ -200,11 +200,33 @@ def test_a_model_trained_again_is_compared_question_by_question(
     assert (lost.low, lost.high) == close
     crossed = [one - other for one, other in zip(first, reversed(second), strict=True)]
     assert resampled(crossed) != close  # deliberate mistake: other questions' scores
-    silenced = matrix.leave_one_out["log_prob"]["convnext"]["total"].value
-    assert matrix.agrees("convnext", "total", "log_prob") == (lost.value * silenced > 0)
     strongest = matrix.strongest("total")
     least = min(matrix.leave_one_out["log_prob"][name]["total"].value for name in EXPERTS)
     assert matrix.leave_one_out["log_prob"][strongest]["total"].value > least
+
+
+@pytest.mark.parametrize(
+    ("silenced", "again", "told"),
+    [
+        ((0.1, 0.3), (0.2, 0.9), "yes"),
+        ((-0.3, -0.1), (-0.9, -0.2), "yes"),
+        ((0.1, 0.3), (-0.9, -0.2), "no"),
+        ((-0.3, -0.1), (0.2, 0.9), "no"),
+        ((0.1, 0.3), (-0.1, 0.9), "unclear"),
+        ((-0.1, 0.3), (0.2, 0.9), "unclear"),
+        ((0.0, 0.3), (0.2, 0.9), "unclear"),
+    ],
+)
+def test_two_losses_agree_where_both_intervals_tell_a_sign(finished, silenced, again, told):
+    data = Matrix.load(finished).dump()
+    losses = data["leave_one_out"], data["retrained"]["convnext"]["lost"]
+    for score, (low, high) in (
+        (losses[0]["log_prob"]["convnext"]["total"], silenced),
+        (losses[1]["log_prob"]["total"], again),
+    ):
+        score |= {"value": (low + high) / 2, "low": low, "high": high}
+    matrix = Matrix.parse(data, "test")
+    assert matrix.agreement("convnext", "total", "log_prob") == told
 
 
 class Page(HTMLParser):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.skills import SKILLS, content, make_scene, write_suite
-from eval.skills.scene import BLANK, GRID, SYMBOLS
+from eval.skills.draw import Painter, shape
+from eval.skills.scene import BLANK, COLOURS, GRID, SYMBOLS
+from eval.skills.style import FILLS, GROUNDS, PLAIN, choose_style, fill, shade
 
-SPLITS = ("train", "test")
+SPLITS = ("pretext", "train", "test")
 EACH = pytest.mark.parametrize("skill", SKILLS)
 
 
@@ -56,14 +59,54 @@ def test_no_question_tells_its_answer(skill):
 
 
 def test_content_is_held_out():
-    assert not set(content.words("train")) & set(content.words("test"))
-    assert not set(content.numbers("train")) & set(content.numbers("test"))
-    assert not set(content.bar_rows("train")) & set(content.bar_rows("test"))
-    train, test = (content.digits(split)[0] for split in SPLITS)
-    seen = {image.tobytes() for image in train}
-    assert not any(image.tobytes() in seen for image in test)
+    for split in ("pretext", "train"):
+        assert not set(content.words(split)) & set(content.words("test"))
+        assert not set(content.numbers(split)) & set(content.numbers("test"))
+        assert not set(content.bar_rows(split)) & set(content.bar_rows("test"))
+    pretext, train, test = (_digits(split) for split in SPLITS)
+    assert train < pretext
+    assert len(train) < len(pretext) / 10
+    assert not pretext & test
     assert min(len(content.words(s)) for s in SPLITS) > 100
     assert min(len(content.bar_rows(s)) for s in SPLITS) > 100
+
+
+def _digits(split):
+    return {image.tobytes() for image in content.digits(split)[0]}
+
+
+def test_training_is_drawn_plainly_and_tests_are_not():
+    drawn = {
+        split: [choose_style(np.random.default_rng(seed), split) for seed in range(2000)]
+        for split in SPLITS
+    }
+    plain = {split: styles.count(PLAIN) / 2000 for split, styles in drawn.items()}
+    assert plain["pretext"] == plain["test"] == 0
+    assert 0.92 < plain["train"] < 0.98
+    assert {style.fill for style in drawn["test"]} == set(FILLS)
+    assert {style.ground for style in drawn["test"]} == set(GROUNDS)
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_a_fill_paints_a_part_of_the_figure_and_the_mask_holds_all_of_it(name):
+    figure = shape("square", 20)
+    part = fill(name, figure)
+    assert ((part == 0) | (part == figure)).all()
+    assert (0.2 < part.sum() / figure.sum() < 0.8) == (name != "solid")
+    painter = Painter(np.random.default_rng(0), "train")
+    painter.style = replace(PLAIN, fill=name)
+    painter.figure(figure, (32, 32), COLOURS["red"])
+    assert painter.mask.sum() == (figure > 0.5).sum()
+
+
+def test_wide_colours_stay_nearest_to_their_own():
+    rng, palette = np.random.default_rng(0), np.array(list(COLOURS.values()))
+    style = replace(PLAIN, shaded=True)
+    for index, colour in enumerate(COLOURS.values()):
+        shades = np.array([shade(rng, style, colour) for _ in range(200)])
+        hues = shades / np.linalg.norm(shades, axis=1, keepdims=True)
+        nearest = (hues @ (palette / np.linalg.norm(palette, axis=1, keepdims=True)).T).argmax(1)
+        assert (nearest == index).mean() > 0.9
 
 
 def test_scenes_show_content_of_their_split():
@@ -85,7 +128,8 @@ def _reader(scene):
         lines = ["".join(row).replace(BLANK, "") for row in rows]
         return {f"what is {line[0]}": line[1:] for line in lines if line}
     if scene.skill == "chart":
-        heights = Counter(cell[1:].split(":")[0] for cell in scene.cells if cell != BLANK)
+        tops = [(spot, cell) for spot, cell in enumerate(scene.cells) if cell != BLANK]
+        heights = Counter({cell[1:].split(":")[0]: GRID - spot // GRID for spot, cell in tops})
         answers = {f"how high is {colour}": str(n) for colour, n in heights.items()}
         ranked = heights.most_common()
         return answers | {

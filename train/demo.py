@@ -74,6 +74,7 @@ class Demo:
         """One run of the recipe on this demo's material, with `changes` on top."""
         overrides = [
             f"output_dir={self.root}/{model}",
+            f"features_dir={self.root}/features",
             *self.material.overrides(),
             *self.settings.overrides,
             *changes,
@@ -92,7 +93,7 @@ class Demo:
         aligned = [
             f"stages.align.init_from=[{self.material.reader}, {self.root}/mixture/pre_align]"
         ]
-        # Its own best recipe: half as long again, and with the expert open.
+        # Its own best recipe: longer, with the expert open.
         best = [
             f"stages.sft.init_from=[{self.root}/clip_only/sft]",
             "stages.sft.trainable=[experts, connector, language_model]",

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eagle_moe.scores.card import Score
-from eval.experts.matrix import Matrix
+from eval.experts.matrix import Matrix, holds_zero
 from eval.experts.page import PAGE
 from eval.experts.run import IMAGES, REFERENCE, explain_experts
-from eval.experts.words import UNITS, holds_zero, show
+from eval.experts.words import UNITS, show
 from eval.run import progress_bar
 
 

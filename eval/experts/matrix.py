@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ MATRIX = "experts.json"
 METRICS = {LOG_PROB: "log-probability of the right answer", ACCURACY: "right answers"}
 """Metric -> what it is. Natural logarithm, the answer's end included; shares of one."""
 
+Agreement = Literal["yes", "no", "unclear"]
 Parts = dict[str, Score]
 """`{"total": ..., skill: ...}`."""
 
@@ -70,10 +71,13 @@ class Matrix(Schema):
         lost = self.leave_one_out[LOG_PROB]
         return max(self.experts, key=lambda name: lost[name][part].value)
 
-    def agrees(self, expert: str, part: str, metric: str) -> bool:
-        """Whether silencing and retraining have the same sign; zero has none."""
-        silenced = self.leave_one_out[metric][expert][part].value
-        return silenced * self.retrained[expert].lost[metric][part].value > 0
+    def agreement(self, expert: str, part: str, metric: str) -> Agreement:
+        """Whether silencing and training again have the same sign, if both intervals tell one."""
+        silenced = self.leave_one_out[metric][expert][part]
+        again = self.retrained[expert].lost[metric][part]
+        if holds_zero(silenced) or holds_zero(again):
+            return "unclear"
+        return "yes" if silenced.value * again.value > 0 else "no"
 
     def save(self, folder: str | Path) -> None:
         write_json(Path(folder) / MATRIX, self.dump())
@@ -82,6 +86,12 @@ class Matrix(Schema):
     def load(cls, folder: str | Path) -> Self:
         path = Path(folder) / MATRIX
         return cls.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+
+
+def holds_zero(score: Score) -> bool:
+    """Whether the interval does: then nobody can say which way it goes."""
+    assert score.low is not None and score.high is not None
+    return score.low <= 0 <= score.high
 
 
 def make_matrix(

@@ -99,7 +99,7 @@ def _retrained(matrix: Matrix) -> list[dict[str, Any]]:
         for metric in words.UNITS:
             pair = matrix.leave_one_out[metric][expert][part], again.lost[metric][part]
             cells += ["{} ({})".format(*words.show(metric, score)) for score in pair]
-            cells.append("yes" if matrix.agrees(expert, part, metric) else "no")
+            cells.append(matrix.agreement(expert, part, metric))
         rows.append({"part": part, "expert": expert, "cells": cells})
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from eagle_moe.heatmap import HINTS, PLACES, true_minus
@@ -22,12 +23,6 @@ def show(metric: str, score: Score) -> tuple[str, str]:
     digits, factor = (0, 100) if metric == ACCURACY else (2, 1)
     low, high = (true_minus(f"{factor * end + 0.0:.{digits}f}") for end in (score.low, score.high))
     return true_minus(f"{factor * score.value + 0.0:+.{digits}f}"), f"{low} to {high}"
-
-
-def holds_zero(score: Score) -> bool:
-    """Whether the interval does: then nobody can say which way it goes."""
-    assert score.low is not None and score.high is not None
-    return score.low <= 0 <= score.high
 
 
 def replaced(matrix: Matrix) -> str:
@@ -110,11 +105,15 @@ def agreement(matrix: Matrix, parts: Sequence[str]) -> str:
     """In how many of `parts` the strongest expert's loss has the same sign when trained again."""
     asked = [part for part in parts if matrix.strongest(part) in matrix.retrained]
     counts = {
-        metric: sum(matrix.agrees(matrix.strongest(part), part, metric) for part in asked)
+        metric: Counter(matrix.agreement(matrix.strongest(part), part, metric) for part in asked)
         for metric in UNITS
     }
+    told = " and ".join(
+        f"on {count['yes']} of {len(asked)} skills in {name}"
+        + (f" ({count['unclear']} unclear)" if count["unclear"] else "")
+        for name, count in zip(("log-probability", "right answers"), counts.values(), strict=True)
+    )
     return (
-        f"The strongest expert of a skill has the same sign when the model is trained again "
-        f"without it on {counts[LOG_PROB]} of {len(asked)} skills in log-probability, and on "
-        f"{counts[ACCURACY]} of {len(asked)} in right answers."
+        "The loss of a skill's strongest expert has the same sign when the model is trained again "
+        f"without it {told}. It is unclear where an interval holds zero."
     )

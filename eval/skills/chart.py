@@ -13,7 +13,7 @@ BAR_WIDTH = 10
 
 
 def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
-    painter = Painter(rng, paint)
+    painter = Painter(rng, split, paint)
     rows = content.bar_rows(split)
     values = rows[int(rng.integers(len(rows)))]
     colours = [str(c) for c in rng.permutation(list(COLOURS))[: len(values)]]
@@ -33,11 +33,9 @@ def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> 
 
 
 def _paint_bar(painter: Painter, column: int, value: int, colour: str, lift: int) -> None:
-    """A bar of `value` cells' height, standing `lift` pixels above the floor."""
+    """A bar of `value` cells' height, `lift` pixels above the floor, transcribed where it ends."""
     height = value * CELL
     x = CELL / 2 + PITCH * column + 1
     alpha = np.ones((height, BAR_WIDTH), dtype=np.float32)
-    painter.stamp(alpha, (x, SIZE - lift - height / 2), COLOURS[colour])
-    symbol = figure_symbol(colour, "bar")
-    for row in range(GRID - value, GRID):
-        painter.cells[row * GRID + int(x) // CELL] = symbol
+    painter.figure(alpha, (x, SIZE - lift - height / 2), COLOURS[colour])
+    painter.cells[(GRID - value) * GRID + int(x) // CELL] = figure_symbol(colour, "bar")

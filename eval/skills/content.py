@@ -1,4 +1,7 @@
-"""What the suite shows: words, tables, numbers and handwritten digits, split into train and test.
+"""What the suite shows: words, tables, numbers and handwritten digits, in three splits.
+
+`pretext` is what experts see in their own tasks, `train` what the mixture learns from, `test` is
+held out from both. They differ in digits: the mixture learns from few, by the first hand alone.
 
 Sources: words of the dataset descriptions and stop words of scikit-learn and of Python's own
 documentation; table rows and handwritten digits of scikit-learn.
@@ -16,7 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
-Split = Literal["train", "test"]
+Split = Literal["pretext", "train", "test"]
 
 TEST_SHARE = 0.2
 WORD_LENGTHS = (3, 4)
@@ -24,11 +27,13 @@ BAR_LEVELS = 7
 TRAIN_TABLES = ("iris", "diabetes", "breast_cancer")
 TEST_TABLES = ("wine", "linnerud")
 """Tables of scikit-learn; linnerud's exercise table has 20 rows, wine 178."""
+FEW_DIGITS = 100
+"""Handwritten digits that the mixture learns from; pretext tasks have 1,438."""
 
 
-def split_of(content: str) -> Split:
-    """The split that a piece of content belongs to, by a hash that no random seed changes."""
-    return "test" if crc32(content.encode()) % 1000 < TEST_SHARE * 1000 else "train"
+def is_test(content: str) -> bool:
+    """Whether a piece of content is held out, by a hash that no random seed changes."""
+    return crc32(content.encode()) % 1000 < TEST_SHARE * 1000
 
 
 @cache
@@ -43,13 +48,14 @@ def words(split: Split) -> tuple[str, ...]:
     texts = [path.read_text(encoding="utf-8") for path in sorted(described.glob("*.rst"))]
     texts += [*sorted(ENGLISH_STOP_WORDS), *pydoc_data.topics.topics.values()]
     found = set(re.findall(r"(?<![a-z])[a-z]+(?![a-z])", "\n".join(texts).lower()))
-    return tuple(sorted(w for w in found if len(w) in WORD_LENGTHS and split_of(w) == split))
+    held_out = split == "test"
+    return tuple(sorted(w for w in found if len(w) in WORD_LENGTHS and is_test(w) == held_out))
 
 
 @cache
 def numbers(split: Split) -> tuple[str, ...]:
     """Two-digit numbers."""
-    return tuple(n for n in map(str, range(10, 100)) if split_of(n) == split)
+    return tuple(n for n in map(str, range(10, 100)) if is_test(n) == (split == "test"))
 
 
 @cache
@@ -59,9 +65,10 @@ def bar_rows(split: Split) -> tuple[tuple[int, ...], ...]:
     Held out by table, and by value: no test row equals a training row after rounding.
     """
     rows = {name: _scaled_rows(name) for name in TRAIN_TABLES + TEST_TABLES}
-    tables = TRAIN_TABLES if split == "train" else TEST_TABLES
+    held_out = split == "test"
+    tables = TEST_TABLES if held_out else TRAIN_TABLES
     found = {run for name in tables for row in rows[name] for run in _runs(row)}
-    return tuple(sorted(run for run in found if split_of(str(run)) == split))
+    return tuple(sorted(run for run in found if is_test(str(run)) == held_out))
 
 
 def _scaled_rows(table: str) -> np.ndarray:
@@ -89,5 +96,5 @@ def digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
     data = sklearn.datasets.load_digits()
     cut = round(len(data.images) * (1 - TEST_SHARE))
-    part = slice(None, cut) if split == "train" else slice(cut, None)
-    return data.images[part] / 16.0, data.target[part]
+    parts = {"pretext": slice(cut), "train": slice(FEW_DIGITS), "test": slice(cut, None)}
+    return data.images[parts[split]] / 16.0, data.target[parts[split]]

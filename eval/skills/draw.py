@@ -11,31 +11,28 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from eval.skills.content import Split
 from eval.skills.scene import BLANK, CELL, GRID, SIZE
+from eval.skills.style import choose_style, fill, ground, shade
 
-FONTS = (
-    "DejaVuSansMono.ttf",
-    "DejaVuSansMono-Bold.ttf",
-    "DejaVuSansMono-Oblique.ttf",
-    "cmtt10.ttf",
-)
-"""Monospaced fonts that matplotlib bundles."""
 OVERSAMPLE = 4
 """Shapes are drawn this many times larger and scaled down, for smooth edges."""
 
 
 class Painter:
-    """Paints on a plain background of a random light colour; noise is added at the end.
+    """Paints on paper of a random light colour, in a style of the split; noise is added at the end.
 
     With `paint=False` only the transcript is made, many times faster; it is the same, but what is
     drawn from `rng` afterwards is not.
     """
 
-    def __init__(self, rng: np.random.Generator, paint: bool = True) -> None:
+    def __init__(self, rng: np.random.Generator, split: Split, paint: bool = True) -> None:
         self.rng = rng
         self.paint = paint
+        self.style = choose_style(rng, split)
         paper = rng.integers(205, 256) + rng.integers(-12, 1, size=3)
         self.pixels = np.full((SIZE, SIZE, 3), paper, dtype=np.float32)
+        self.pixels *= ground(self.style.ground, rng)
         self.mask = np.zeros((SIZE, SIZE), dtype=bool)
         self.cells = [BLANK] * (GRID * GRID)
 
@@ -43,14 +40,29 @@ class Painter:
         """A random dark colour."""
         return self.rng.integers(0, 90, size=3).astype(np.float32)
 
+    def figure(
+        self,
+        alpha: np.ndarray,
+        centre: tuple[float, float],
+        colour: tuple[int, int, int],
+        symbol: str | None = None,
+    ) -> None:
+        """Stamp a figure in the style's fill and a shade of `colour`; all of it is in the mask."""
+        shaded = shade(self.rng, self.style, colour)
+        self.stamp(fill(self.style.fill, alpha), centre, shaded, symbol, alpha)
+
     def stamp(
         self,
         alpha: np.ndarray,
         centre: tuple[float, float],
-        colour: np.ndarray | tuple[int, int, int],
+        colour: np.ndarray,
         symbol: str | None = None,
+        whole: np.ndarray | None = None,
     ) -> None:
-        """Blend `colour` through `alpha` (h,w) in 0..1, centred at (x, y) pixels."""
+        """Blend `colour` through `alpha` (h,w) in 0..1, centred at (x, y) pixels.
+
+        `whole` (h,w): what belongs to it, if that is more than what is painted.
+        """
         if symbol is not None:
             self.cells[int(centre[1]) // CELL * GRID + int(centre[0]) // CELL] = symbol
         if not self.paint:
@@ -58,10 +70,10 @@ class Painter:
         height, width = alpha.shape
         left, top = round(centre[0] - width / 2), round(centre[1] - height / 2)
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, SIZE), min(top + height, SIZE)
-        part = alpha[y0 - top : y1 - top, x0 - left : x1 - left, None]
+        seen = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
         region = self.pixels[y0:y1, x0:x1]
-        region += part * (np.asarray(colour, dtype=np.float32) - region)
-        self.mask[y0:y1, x0:x1] |= part[..., 0] > 0.5
+        region += alpha[seen][..., None] * (np.asarray(colour, dtype=np.float32) - region)
+        self.mask[y0:y1, x0:x1] |= (alpha if whole is None else whole)[seen] > 0.5
 
     def finish(self) -> np.ndarray:
         """Add sensor noise and return the image (64,64,3) uint8."""

@@ -19,7 +19,7 @@ SIZES = (22, 24, 26)
 
 
 def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
-    painter = Painter(rng, paint)
+    painter = Painter(rng, split, paint)
     images, labels = content.digits(split)
     shift_x, shift_y = 8 * rng.integers(0, 2, size=2)
     digits = {}

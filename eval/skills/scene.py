@@ -54,7 +54,7 @@ class Scene:
 
     - `image`: (64,64,3) uint8 RGB.
     - `cells`: 64 transcript symbols, row by row: what has its centre in the cell, like a picture
-      drawn with characters.
+      drawn with characters; of a bar, its top.
     - `mask`: (64,64) bool, the pixels that belong to something drawn.
     - `caption`: a short description in words.
     """

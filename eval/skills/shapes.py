@@ -21,7 +21,7 @@ SIZES = (17, 18, 19, 20, 21)
 
 
 def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> Scene:
-    painter = Painter(rng, paint)
+    painter = Painter(rng, split, paint)
     places = [str(place) for place in rng.permutation(list(CENTRES))[: int(rng.integers(1, 5))]]
     items = []
     for place in places:
@@ -29,7 +29,7 @@ def make(rng: np.random.Generator, split: content.Split, paint: bool = True) -> 
         x, y = CENTRES[place]
         centre = (x + float(rng.integers(-5, 6)), y + float(rng.integers(-5, 6)))
         alpha = shape(name, int(rng.choice(SIZES)))
-        painter.stamp(alpha, centre, COLOURS[colour], figure_symbol(colour, name))
+        painter.figure(alpha, centre, COLOURS[colour], figure_symbol(colour, name))
         items.append((name, colour, place))
     caption = "shapes " + " ".join(f"{c} {n} {p}" for n, c, p in items)
     questions = _questions(items)

@@ -29,7 +29,7 @@ from eval.skills import chart, form, handwriting, shapes, text
 from eval.skills.content import Split
 from eval.skills.scene import Scene
 
-VERSION = 1
+VERSION = 2
 """Part of every score's identity; raise it when a change moves scores."""
 SKILLS: dict[str, Callable[..., Scene]] = {
     "text": text.make,

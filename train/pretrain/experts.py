@@ -1,6 +1,7 @@
 """Tiny experts learn their eyes, each on the pretext task of its kind (`train.pretrain.pretexts`).
 
-Scenes are made in memory from the training split; the score is measured on the held-out split.
+Scenes are made in memory from the split of pretext tasks, which shows more of the world than the
+mixture is trained on; the score is measured on the held-out split.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def pretrain_expert(
     torch.manual_seed(seed)
     expert = _build(entry)
     pretext = PRETEXTS[expert.spec.kind](expert.channels)
-    train = _scenes(pretext, "train", scenes, seed)
+    train = _scenes(pretext, "pretext", scenes, seed)
     test = _scenes(pretext, "test", TEST_SCENES, seed)
     untrained = _score(expert, pretext, test)
     optimizer = _optimizer(expert, pretext, lr)

@@ -53,6 +53,12 @@ def how_measured(results: DemoResults) -> list[tuple[str, str]]:
             "tables, numbers or handwriting where a skill has content to hold out.",
         ),
         (
+            "Plain and wide",
+            "The mixture learns from pictures that are nearly all plain, and is asked about ones "
+            "with other fonts, fills, shades and backgrounds. Experts saw such ones in tasks of "
+            "their own.",
+        ),
+        (
             "CLIP only",
             "The same recipe, data, steps and language model, with CLIP as the only expert. Part "
             "of the mixture's lead at one budget is speed: compare the learning curves.",

@@ -1,7 +1,7 @@
 """What the suite shows: words, tables, numbers and handwritten digits, in three splits.
 
 `pretext` is what experts see in their own tasks, `train` what the mixture learns from, `test` is
-held out from both. They differ in digits: the mixture learns from few, by the first hand alone.
+held out from both. `pretext` and `train` differ in digits: the mixture learns from few.
 
 Sources: words of the dataset descriptions and stop words of scikit-learn and of Python's own
 documentation; table rows and handwritten digits of scikit-learn.
@@ -28,7 +28,7 @@ TRAIN_TABLES = ("iris", "diabetes", "breast_cancer")
 TEST_TABLES = ("wine", "linnerud")
 """Tables of scikit-learn; linnerud's exercise table has 20 rows, wine 178."""
 FEW_DIGITS = 100
-"""Handwritten digits that the mixture learns from; pretext tasks have 1,438."""
+"""The first so many of the file are what the mixture learns from; pretext tasks have 1,438."""
 
 
 def is_test(content: str) -> bool:

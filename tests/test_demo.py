@@ -16,10 +16,14 @@ from train.recipe import Recipe, load_recipe
 SIZES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
+def graph(size: str) -> list[Job]:
+    settings = DemoSettings.parse(load_yaml(CONFIGS / f"{size}.yaml"), size)
+    return Demo(settings, Path("runs/made-up")).jobs()
+
+
 @pytest.fixture(params=SIZES)
 def jobs(request) -> dict[str, Job]:
-    settings = DemoSettings.parse(load_yaml(CONFIGS / f"{request.param}.yaml"), request.param)
-    return {job.name: job for job in Demo(settings, Path("runs/made-up")).jobs()}
+    return {job.name: job for job in graph(request.param)}
 
 
 def recipe_of(job: Job) -> Recipe:
@@ -29,6 +33,14 @@ def recipe_of(job: Job) -> Recipe:
 def test_the_graph_is_whole(jobs):
     assert len(fingerprints(list(jobs.values()))) == len(jobs)
     assert {f"{model}/score" for model in MODELS} <= set(jobs)
+
+
+def test_another_version_of_the_suite_makes_everything_anew(monkeypatch):
+    before = fingerprints(graph("smoke"))
+    assert fingerprints(graph("smoke")) == before
+    monkeypatch.setattr("train.material.VERSION", 999)
+    after = fingerprints(graph("smoke"))
+    assert not [name for name in before if after[name] == before[name]]
 
 
 def test_every_stage_parses_and_stays_in_its_folder(jobs):

@@ -6,12 +6,14 @@ Made on the spot by jobs (`train.jobs`), without a download; the sizes are in `c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from eagle_moe.schema import Schema, load_yaml
+from eval.skills.suite import VERSION
 from train.jobs import Job, progress
 
 
@@ -84,6 +86,7 @@ class Material:
     def jobs(self) -> list[Job]:
         """Jobs `suite`, `text`, `reader` and `eyes/<expert>`, those that take longest first."""
         told = self.settings
+        made = partial(Job, version=f"suite {VERSION}")  # all three draw its scenes
         reader = [
             f"output_dir={self.root}/reader",
             f"data.corpus.path={self.text}/corpus.jsonl",
@@ -93,14 +96,14 @@ class Material:
         read = {"recipe": told.reader, "stage": "read", "overrides": reader}
         entries = {e["name"]: e for e in load_yaml("configs/models/mini.yaml")["experts"]}
         eyes = [
-            Job(f"eyes/{name}", make_expert, {"entry": entries[name], **size.dump()}, out)
+            made(f"eyes/{name}", make_expert, {"entry": entries[name], **size.dump()}, out)
             for name, size in told.pretexts.items()
             for out in [self.root / "experts" / name]
         ]
         return [
-            Job("text", make_corpus, told.corpus, self.text),
+            made("text", make_corpus, told.corpus, self.text),
             Job("reader", make_stage, read, self.root / "jobs" / "reader", ("text",)),
-            Job("suite", make_suite, told.suite, self.suite),
+            made("suite", make_suite, told.suite, self.suite),
             *eyes,
         ]
 

@@ -149,7 +149,8 @@ def test_a_step_without_an_image_leaves_vision_alone(world: Path, tmp_path: Path
     one = mixed_recipe(world, tmp_path / "one", "auto", **changes)
     one["stages"]["sft"]["args"]["per_device_train_batch_size"] = 2
     run_recipe(one)
-    assert difference(tmp_path / "one/sft", tmp_path / "two/sft") < 1e-5
+    # rounding, which Adam makes larger where gradients are small; an idle step of vision moves 3e-3
+    assert difference(tmp_path / "one/sft", tmp_path / "two/sft") < 3e-5
 
 
 # -- what goes wrong without these measures

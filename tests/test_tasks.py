@@ -177,6 +177,9 @@ def test_what_was_cut_off_is_made_up_for(
     assert attempt.exit_code() == code, attempt.log.read_text()
     if code == STOP_CODE:  # the step is saved without waiting for its scores
         assert last_point(tmp_path / "run/unfinished/sft").name == "checkpoint-8"
+    beyond = {"step": 13, "failed": "after the resume point"}  # a step that is not asked again
+    with (tmp_path / "run/unfinished/sft/tasks.jsonl").open("a") as file:
+        file.write(json.dumps(beyond) + "\n")
     asked: list[str] = []
     harness(stand_in(lambda settings, _: asked.append(settings.out[-6:])))
     folder = run_recipe(recipe)

@@ -70,6 +70,8 @@ def stand_in(before: Callable[[Settings, Callable[[], None]], None] = lambda *_:
     def harness(settings: Settings, heartbeat: Callable[[], None]) -> dict[str, Card]:
         heartbeat()
         before(settings, heartbeat)
+        models = list(Path(settings.out).parent.glob("*/model"))
+        assert models == [Path(settings.model)], "those of other steps take no disk"
         weights = hash_weights(settings.model)
         right = int(weights, 16) % 11
         answers = make_answers(text=right, chart=3)

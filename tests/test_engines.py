@@ -139,7 +139,8 @@ def _check_point(point: Path) -> None:
 
 def test_a_step_without_an_image_leaves_vision_alone(world: Path, tmp_path: Path) -> None:
     """As in one process, where gradients are missing: momentum and weight decay rest."""
-    changes = {"batch_size": 2, "args": {"weight_decay": 0.1, "max_steps": 6}}
+    # without the larger epsilon Adam makes steps of the rounding of the smallest gradients
+    changes = {"batch_size": 2, "args": {"weight_decay": 0.1, "max_steps": 6, "adam_epsilon": 1e-4}}
     recipe = mixed_recipe(world, tmp_path / "two", "auto", **changes)
     assert run_on_two(recipe, tmp_path / "seen") == DONE
     rows = [[row["image"] for row in seen(tmp_path / "seen", r) if "image" in row] for r in (0, 1)]
@@ -149,8 +150,7 @@ def test_a_step_without_an_image_leaves_vision_alone(world: Path, tmp_path: Path
     one = mixed_recipe(world, tmp_path / "one", "auto", **changes)
     one["stages"]["sft"]["args"]["per_device_train_batch_size"] = 2
     run_recipe(one)
-    # rounding, which Adam makes larger where gradients are small; an idle step of vision moves 3e-3
-    assert difference(tmp_path / "one/sft", tmp_path / "two/sft") < 3e-5
+    assert difference(tmp_path / "one/sft", tmp_path / "two/sft") < 1e-5
 
 
 # -- what goes wrong without these measures

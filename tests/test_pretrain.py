@@ -79,10 +79,10 @@ def test_every_tiny_expert_with_a_task_learns_it(tmp_path):
         assert 0 <= told["score"] <= 1
 
 
-@pytest.mark.parametrize(("kind", "least"), [("eva02", 0.3), ("pix2struct", 0.05)])
+@pytest.mark.parametrize(("kind", "least"), [("eva02", 0.5), ("pix2struct", 0.05)])
 def test_learning_is_real(tmp_path, kind, least):
-    """Forty steps lift the held-out score well above that of the untrained expert."""
-    out = pretrain_expert(f"{kind}-tiny", tmp_path, steps=40, batch_size=16, scenes=640)
+    """Eighty steps lift the held-out score well above that of the untrained expert."""
+    out = pretrain_expert(f"{kind}-tiny", tmp_path, steps=80, batch_size=16, scenes=640)
     told = json.loads((out / "pretext.json").read_text())
     assert told["score"] > told["untrained"] + least
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import uvicorn
 from PIL import Image
 
-from eagle_moe.serving.launch import listen
+from eagle_moe.serving.listener import listen
 
 SECONDS = 120
 """A server that has not begun or answered by then never will."""

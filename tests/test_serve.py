@@ -19,7 +19,6 @@ from eagle_moe.limits import Limits
 from eagle_moe.serving import launch
 from eagle_moe.serving.app import ChatServer
 from eagle_moe.serving.engine import USED, Engine
-from eagle_moe.serving.launch import is_loopback
 from tests.served import in_process, in_thread, said, shown
 
 LIMITS = Limits(
@@ -314,7 +313,7 @@ def test_a_full_queue_turns_away_and_interrupting_ends_it(tiny_folder):
         while client.chat("hello", max_tokens=1).status == 429:
             assert time.monotonic() < deadline, "who hung up keeps its place"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize(
@@ -337,23 +336,6 @@ def test_mistakes_end_in_one_line(arguments, message, capsys):
         code = error.code
     assert code == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        ("127.0.0.1", True),
-        ("127.0.1.1", True),
-        ("localhost", True),
-        ("::1", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("10.0.0.1", False),
-        ("127.evil.example", False),
-    ],
-)
-def test_what_is_loopback(host, loopback):
-    assert is_loopback(host) is loopback
 
 
 def test_a_missing_library_names_the_extra(monkeypatch, capsys):

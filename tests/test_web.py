@@ -384,7 +384,7 @@ def test_reference_images_come_from_a_suite_or_evenly_from_a_folder(tmp_path, ma
 
 
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch) -> None:
-    from eagle_moe.serving.launch import listen
+    from eagle_moe.serving.listener import listen
 
     with listen("127.0.0.1", 0) as taken:
         taken.listen()

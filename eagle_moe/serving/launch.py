@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eagle_moe.limits import Limits
 from eagle_moe.schema import apply_overrides
+from eagle_moe.serving.listener import answer, is_loopback, listen
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -59,28 +57,11 @@ def serve_command(settings: ServeSettings) -> int:
     limits = Limits.parse(apply_overrides({}, settings.limits), "--limit")
     with listen(settings.host, settings.port) as listener:
         app = build_app(settings, limits)
-        run(app, listener, settings)
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # a line per request
+        logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # and no second one
+        told = "{url}/v1 answers chat completions. Ctrl-C ends it."
+        answer(app, listener, settings.host, told, PATIENCE)
     return 0
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound. Raises `ValueError` if the address cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ValueError(f"--host {host}: {error.strerror}.") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"--port {port}: in use. Give another, or 0 for any.") from None
-        raise ValueError(f"--host {host} --port {port}: {error.strerror}.") from None
-    return listener
 
 
 def build_app(settings: ServeSettings, limits: Limits) -> Starlette:
@@ -101,30 +82,3 @@ def build_app(settings: ServeSettings, limits: Limits) -> Starlette:
     loopback = is_loopback(settings.host)
     hosts = frozenset({"localhost", "127.0.0.1", "::1", settings.host} if loopback else ())
     return server.build_app(hosts, settings.queue)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`; of names only `localhost` is known to."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def run(app: Starlette, listener: socket.socket, settings: ServeSettings) -> None:
-    import uvicorn
-
-    listener.listen()  # from here on clients may come; they are answered in a moment
-    host, port = listener.getsockname()[:2]
-    place = f"[{host}]" if ":" in host else host
-    print(f"http://{place}:{port}/v1 answers chat completions. Ctrl-C ends it.", flush=True)
-    if not is_loopback(settings.host):
-        print(
-            "warning: every machine that reaches this one can use it; nothing here asks who they "
-            "are. Put a proxy with a password before it.",
-            file=sys.stderr,
-        )
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-    logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # a line per request
-    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # and no second one
-    uvicorn.Server(config).run(sockets=[listener])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from eagle_moe.limits import Limits
 from eagle_moe.schema import apply_overrides
-from eagle_moe.serving.launch import is_loopback, listen
+from eagle_moe.serving.listener import answer, is_loopback, listen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -75,7 +73,9 @@ def web_command(settings: WebSettings) -> int:
         tempfile.TemporaryDirectory(prefix="eagle-moe-web-") as folder,
     ):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes, too
-        run(build_app(settings, Path(folder)), listener, settings.host)
+        app = build_app(settings, Path(folder))
+        told = "Ask at {url} in a browser. Ctrl-C ends it."
+        answer(app, listener, settings.host, told, PATIENCE)
     return 0
 
 
@@ -163,22 +163,3 @@ class Gate:
                 status_code=413 if length else 411,
             )
             await refusal(scope, receive, answer)
-
-
-def run(app: FastAPI, listener: socket.socket, host: str) -> None:
-    """Serve until interrupted."""
-    import uvicorn
-
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-    listener.listen()  # from here on visitors may come; they are answered in a moment
-    address, port = listener.getsockname()[:2]
-    place = f"[{address}]" if ":" in address else address
-    with suppress(KeyboardInterrupt):
-        print(f"Ask at http://{place}:{port} in a browser. Ctrl-C ends it.", flush=True)
-        if not is_loopback(host):
-            print(
-                "warning: every machine that reaches this one can ask; nothing here asks who they "
-                "are. Put a proxy with a password before it.",
-                file=sys.stderr,
-            )
-        uvicorn.Server(config).run(sockets=[listener])

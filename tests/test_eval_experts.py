@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
-import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +14,12 @@ from PIL import Image
 
 from eagle_moe import explain
 from eagle_moe.answer import Answerer
-from eagle_moe.scores.card import Score
-from eval.experts import METRICS, Matrix, explain_experts, measure, read_measured
+from eval.experts import read_measured
 from eval.experts.__main__ import main
-from eval.experts.words import show
 from eval.items import read_items
-from eval.page import INK
-from tests.conftest import make_config, make_model
+from tests.conftest import make_config
+from tests.explained import EXPERTS, resampled, run, save
 from tests.suites import make_record, write_records, write_suite
-
-EXPERTS = ("clip", "convnext")
-"""Of `tiny_folder`."""
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +28,10 @@ def suite(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip_alone(tmp_path_factory, tiny_processor) -> Path:
-    """What training again without ConvNeXt might have left."""
-    return save(tmp_path_factory.mktemp("clip"), make_config(("clip-tiny",)), tiny_processor)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_folder, suite, clip_alone) -> Path:
+def finished(tmp_path_factory, tiny_folder, suite) -> Path:
     out = tmp_path_factory.mktemp("out")
-    run(tiny_folder, suite, out, images=4, retrained={"convnext": clip_alone})
+    run(tiny_folder, suite, out)
     return out
-
-
-def save(folder: Path, config: Any, processor: Any) -> Path:
-    make_model(config, seed=3).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def run(model: Path, data: Path, out: Path, **options: Any) -> Matrix:
-    told = {"reference": 5, "images": 0, "batch_size": 4, "device": "cpu"} | options
-    return explain_experts(model, data, out, **told)
 
 
 def test_the_matrix_is_what_an_independent_recount_gives(finished, suite):
@@ -82,13 +56,6 @@ def test_the_matrix_is_what_an_independent_recount_gives(finished, suite):
                             resampled(values), abs=0.02 * np.ptp(values)
                         )
     assert any(row["scores"]["all"] != row["scores"]["none"] for row in rows)
-
-
-def resampled(values: list[float]) -> tuple[float, float]:
-    """The paired bootstrap by hand: questions are drawn, each with its own difference."""
-    draws = np.random.default_rng(1).choice(values, (20_000, len(values))).mean(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def test_only_one_of_two_is_leaving_out_the_other(finished):
@@ -183,123 +150,8 @@ def test_an_image_is_encoded_once_for_all_questions_and_variants(
         assert one.scores["all"] == pytest.approx(other.scores["all"], abs=1e-4)
 
 
-def test_a_model_trained_again_is_compared_question_by_question(
-    finished, clip_alone, tiny_folder, suite, tmp_path
-):
-    matrix = Matrix.load(finished)
-    alone = Answerer.load(clip_alone, device="cpu")
-    kept = measure.KeptTexts(tmp_path / "kept.jsonl")
-    items = read_items(suite)
-    again = measure.measure(alone, items, {"all": ()}, {}, kept, batch_size=4)
-    first = [one.scores["all"]["log_prob"] for one in read_measured(finished)]
-    second = [one.scores["all"]["log_prob"] for one in again]
-    lost = matrix.retrained["convnext"].lost["log_prob"]["total"]
-    assert lost.value == pytest.approx(np.mean(first) - np.mean(second))
-    paired = [one - other for one, other in zip(first, second, strict=True)]
-    close = pytest.approx(resampled(paired), abs=0.02 * np.ptp(paired))
-    assert (lost.low, lost.high) == close
-    crossed = [one - other for one, other in zip(first, reversed(second), strict=True)]
-    assert resampled(crossed) != close  # deliberate mistake: other questions' scores
-    strongest = matrix.strongest("total")
-    least = min(matrix.leave_one_out["log_prob"][name]["total"].value for name in EXPERTS)
-    assert matrix.leave_one_out["log_prob"][strongest]["total"].value > least
-
-
-@pytest.mark.parametrize(
-    ("silenced", "again", "told"),
-    [
-        ((0.1, 0.3), (0.2, 0.9), "yes"),
-        ((-0.3, -0.1), (-0.9, -0.2), "yes"),
-        ((0.1, 0.3), (-0.9, -0.2), "no"),
-        ((-0.3, -0.1), (0.2, 0.9), "no"),
-        ((0.1, 0.3), (-0.1, 0.9), "unclear"),
-        ((-0.1, 0.3), (0.2, 0.9), "unclear"),
-        ((0.0, 0.3), (0.2, 0.9), "unclear"),
-    ],
-)
-def test_two_losses_agree_where_both_intervals_tell_a_sign(finished, silenced, again, told):
-    data = Matrix.load(finished).dump()
-    losses = data["leave_one_out"], data["retrained"]["convnext"]["lost"]
-    for score, (low, high) in (
-        (losses[0]["log_prob"]["convnext"]["total"], silenced),
-        (losses[1]["log_prob"]["total"], again),
-    ):
-        score |= {"value": (low + high) / 2, "low": low, "high": high}
-    matrix = Matrix.parse(data, "test")
-    assert matrix.agreement("convnext", "total", "log_prob") == told
-
-
-class Page(HTMLParser):
-    """What a reader meets: images with their texts, and everything that could be a request."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.images: list[dict[str, str]] = []
-        self.figures: list[str] = []
-        self.tags: set[str] = set()
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.add(tag)
-        found = dict(attrs)
-        if tag == "img":
-            self.images.append(found)
-        if found.get("role") == "img":
-            self.figures.append(found["aria-label"])
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
-def test_the_page_holds_all_and_asks_for_nothing(finished, suite):
-    text = (finished / "experts.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert not page.tags & {"script", "link", "iframe"}
-    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
-    shown = read_items(suite, 4)
-    assert len(page.images) == 4 * (1 + len(EXPERTS))
-    for image in page.images:
-        assert image["alt"]
-        head, _, data = image["src"].partition(",")
-        assert head == "data:image/png;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (192, 192)
-    for item in shown:
-        assert item.question in page.words
-        assert item.answer in page.words
-    assert len(page.figures) == 3 * len(METRICS)
-    assert all("convnext: total" in figure for figure in page.figures)
-    assert page.words.count("mean over 5 reference images") >= 3
-    assert "hints" in page.words
-    assert "same sign" in page.words
-    assert INK in text
-    with Image.open(finished / "experts.png") as picture:
-        assert picture.width > 1000
-
-
-def test_a_page_without_images_and_retraining_leaves_those_parts_out(tiny_folder, suite, tmp_path):
-    run(tiny_folder, suite, tmp_path, limit=3)
-    page = Page((tmp_path / "experts.html").read_text(encoding="utf-8"))
-    assert not page.images
-    assert "Image by image" not in page.words
-    assert "training again" not in page.words.replace("another training run", "")
-    assert len(read_measured(tmp_path)) == 3
-
-
-@pytest.mark.parametrize(
-    ("metric", "score", "shown"),
-    [
-        ("accuracy", (0.124, 0.08, 0.161), ("+12", "8 to 16")),
-        ("accuracy", (-0.001, -0.02, 0.004), ("0", "−2 to 0")),
-        ("log_prob", (0.414, -0.3, 0.52), ("+0.41", "−0.30 to 0.52")),
-    ],
-)
-def test_figures_are_shown_as_people_read_them(metric, score, shown):
-    value, low, high = score
-    assert show(metric, Score(value=value, low=low, high=high, n=9)) == shown
-
-
-def test_a_model_with_one_expert_is_refused(clip_alone, suite, tmp_path):
+def test_a_model_with_one_expert_is_refused(tiny_processor, suite, tmp_path):
+    clip_alone = save(tmp_path / "clip", make_config(("clip-tiny",)), tiny_processor)
     with pytest.raises(ValueError, match="its one expert is clip.* two or more"):
         run(clip_alone, suite, tmp_path)
 
@@ -335,19 +187,11 @@ def test_an_item_without_an_image_is_refused(tiny_folder, tmp_path):
         ({"reference": 0}, "reference = 0"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"limit": 0}, "limit = 0"),
-        ({"retrained": {"convnex": "x"}}, 'no expert "convnex". Did you mean "convnext"'),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tiny_folder, suite, tmp_path, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         run(tiny_folder, suite, tmp_path, **options)
-
-
-def test_a_model_that_still_has_the_expert_was_not_trained_without_it(
-    tiny_folder, clip_alone, suite, tmp_path
-):
-    with pytest.raises(ValueError, match="has the experts clip, but the model without clip has"):
-        run(tiny_folder, suite, tmp_path, retrained={"clip": clip_alone})
 
 
 def test_the_command_writes_and_tells(tiny_folder, suite, tmp_path, capsys):
@@ -364,7 +208,6 @@ def test_the_command_writes_and_tells(tiny_folder, suite, tmp_path, capsys):
     [
         (["--data", "nowhere"], "nowhere: no such file"),
         (["--model", "nowhere"], "nowhere"),
-        (["--retrained", "convnext"], "give EXPERT=DIR"),
     ],
 )
 def test_a_mistake_ends_the_command_in_one_line(

@@ -7,7 +7,8 @@ set of images (`eagle_moe.explain`), and answers get worse or do not. Maps of si
 of gradients, are hints beside it.
 """
 
-from eval.experts.matrix import MATRIX, METRICS, Matrix, Retrained
+from eval.experts.differences import METRICS
+from eval.experts.matrix import MATRIX, Matrix, Retrained, Run
 from eval.experts.measure import Measured, read_measured
 from eval.experts.run import explain_experts
 
@@ -17,6 +18,7 @@ __all__ = [
     "Matrix",
     "Measured",
     "Retrained",
+    "Run",
     "explain_experts",
     "read_measured",
 ]

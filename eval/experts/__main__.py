@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eagle_moe.scores.card import Score
-from eval.experts.matrix import Matrix, holds_zero
+from eval.experts.differences import holds_zero
+from eval.experts.matrix import Matrix
 from eval.experts.page import PAGE
 from eval.experts.run import IMAGES, REFERENCE, explain_experts
 from eval.experts.words import UNITS, show
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     told = vars(parser.parse_args(arguments))
     try:
-        told["retrained"] = dict(_pair(text) for text in told["retrained"])
+        told["retrained"] = _by_expert(told["retrained"])
         with progress_bar(Path(told["model"]).name) as progress:
             matrix = explain_experts(**told, progress=progress)
     except (OSError, ValueError) as error:
@@ -55,11 +56,15 @@ def _cell(metric: str, score: Score) -> Text:
     return Text(show(metric, score)[0], style="dim" if holds_zero(score) else "bold")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    expert, sign, folder = text.partition("=")
-    if not sign or not folder:
-        raise ValueError(f"--retrained {text}: give EXPERT=DIR, such as sam=runs/without/sam/sft.")
-    return expert, folder
+def _by_expert(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`EXPERT=DIR`, several of one expert in the order given."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        expert, _, folder = text.partition("=")
+        if not folder:
+            raise ValueError(f"--retrained {text}: give EXPERT=DIR, such as sam=runs/no-sam/sft.")
+        found.setdefault(expert, []).append(folder)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="EXPERT=DIR",
-        help="a checkpoint trained again without that expert (python -m train.without), to compare",
+        help="a checkpoint trained again without that expert (python -m train.again), to compare; "
+        "several times for several seeds",
+    )
+    parser.add_argument(
+        "--again",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the model trained again with another seed, to stand beside the second --retrained of "
+        "an expert, then the third",
     )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")

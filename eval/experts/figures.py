@@ -10,7 +10,8 @@ import numpy as np
 
 from eagle_moe.heatmap import LOWERED, RAISED
 from eagle_moe.scores.card import Score
-from eval.experts.matrix import Matrix, Parts, holds_zero
+from eval.experts.differences import Parts, holds_zero
+from eval.experts.matrix import Matrix
 from eval.experts.measure import LOG_PROB
 from eval.experts.words import UNITS, replaced, show
 from eval.page import FAINT, INK, house_style

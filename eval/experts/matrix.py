@@ -1,37 +1,49 @@
-"""Measured items -> what each expert adds to each skill, with paired intervals."""
+"""What each expert adds to each skill, as plain data: silenced, and trained again without it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, Self
 
 from pydantic import Field
 
 from eagle_moe.schema import Schema
-from eagle_moe.scores.card import ACCURACY, Score, write_json
+from eagle_moe.scores.card import write_json
 from eagle_moe.scores.identity import Identity
-from eagle_moe.scores.score import TOTAL, accuracy_by_skill
+from eagle_moe.scores.score import TOTAL
+from eval.experts.differences import METRICS, Parts, differences, holds_zero, levels
 from eval.experts.measure import ALL, LOG_PROB, NONE, Measured, only, variants, without
 
 MATRIX = "experts.json"
-METRICS = {LOG_PROB: "log-probability of the right answer", ACCURACY: "right answers"}
-"""Metric -> what it is. Natural logarithm, the answer's end included; shares of one."""
 
 Agreement = Literal["yes", "no", "unclear"]
-Parts = dict[str, Score]
-"""`{"total": ..., skill: ...}`."""
 
 
-class Retrained(Schema):
-    """A model trained again without an expert: `lost[metric]` is what the first one has over it,
-    question by question."""
+class Run(Schema):
+    """A model trained again without an expert, beside one that was trained with it.
+
+    `lost[metric][part]`: the mean of what the second has over the first.
+    """
 
     model: str
     weights_sha256: str
+    beside: str
+    beside_sha256: str
+    lost: dict[str, dict[str, float]]
+
+
+class Retrained(Schema):
+    """`lost[metric]`: what a model has over one trained again without the expert, question by
+    question, the mean over `runs`; intervals over questions."""
+
+    runs: list[Run] = Field(min_length=1)
     lost: dict[str, Parts]
+
+    def of_runs(self, metric: str, part: str) -> list[float]:
+        """The loss in each run alone."""
+        return [run.lost[metric][part] for run in self.runs]
 
 
 class Matrix(Schema):
@@ -72,10 +84,12 @@ class Matrix(Schema):
         return max(self.experts, key=lambda name: lost[name][part].value)
 
     def agreement(self, expert: str, part: str, metric: str) -> Agreement:
-        """Whether silencing and training again have the same sign, if both intervals tell one."""
+        """Whether silencing and training again have the same sign, if both intervals tell one and
+        every run has the sign of their mean."""
         silenced = self.leave_one_out[metric][expert][part]
         again = self.retrained[expert].lost[metric][part]
-        if holds_zero(silenced) or holds_zero(again):
+        of_runs = self.retrained[expert].of_runs(metric, part)
+        if holds_zero(silenced) or holds_zero(again) or min(of_runs) * max(of_runs) <= 0:
             return "unclear"
         return "yes" if silenced.value * again.value > 0 else "no"
 
@@ -88,12 +102,6 @@ class Matrix(Schema):
         return cls.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
-def holds_zero(score: Score) -> bool:
-    """Whether the interval does: then nobody can say which way it goes."""
-    assert score.low is not None and score.high is not None
-    return score.low <= 0 <= score.high
-
-
 def make_matrix(
     measured: Sequence[Measured],
     experts: Sequence[str],
@@ -103,60 +111,15 @@ def make_matrix(
     retrained: Mapping[str, Retrained],
 ) -> Matrix:
     """Means over items, in total and per skill, and differences item by item."""
-
-    lost = {name: _differences(measured, ALL, without(name)) for name in experts}
-    brought = {name: _differences(measured, only(name), NONE) for name in experts}
+    lost = {name: differences(measured, ALL, without(name)) for name in experts}
+    brought = {name: differences(measured, only(name), NONE) for name in experts}
     return Matrix(
         model=model,
         experts=list(experts),
         reference=reference,
-        scores={variant: _levels(measured, variant) for variant in variants(experts)},
+        scores={variant: levels(measured, variant) for variant in variants(experts)},
         leave_one_out={m: {name: lost[name][m] for name in experts} for m in METRICS},
         only_one={m: {name: brought[name][m] for name in experts} for m in METRICS},
         retrained=dict(retrained),
         identity=identity,
     )
-
-
-def compare(first: Sequence[Measured], second: Sequence[Measured]) -> dict[str, Parts]:
-    """What the first model has over the second on the same items, each with all of its experts."""
-    other = {one.id: one.scores[ALL] for one in second}
-    return {
-        metric: _parts(first, [one.scores[ALL][metric] - other[one.id][metric] for one in first])
-        for metric in METRICS
-    }
-
-
-def _levels(measured: Sequence[Measured], variant: str) -> dict[str, Parts]:
-    """Metric -> its mean under a variant, without an interval: differences are what counts."""
-    parts: dict[str, list[Measured]] = {TOTAL: list(measured)}
-    for one in measured:
-        parts.setdefault(one.skill, []).append(one)
-    return {
-        metric: {
-            part: Score(value=fmean(one.scores[variant][metric] for one in ones), n=len(ones))
-            for part, ones in parts.items()
-        }
-        for metric in METRICS
-    }
-
-
-def _differences(measured: Sequence[Measured], variant: str, base: str) -> dict[str, Parts]:
-    """Metric -> the mean of a variant less that of another, item by item."""
-    return {
-        metric: _parts(
-            measured, [one.scores[variant][metric] - one.scores[base][metric] for one in measured]
-        )
-        for metric in METRICS
-    }
-
-
-def _parts(measured: Sequence[Measured], values: Sequence[float]) -> Parts:
-    """Means of differences with paired bootstrap intervals, in total and per skill."""
-    unit = max(1.0, *map(abs, values))  # log-probabilities are not between -1 and 1
-    scaled = [value / unit for value in values]
-    found = accuracy_by_skill([one.skill for one in measured], scaled, (-1.0, 1.0))
-    return {
-        part: Score(value=unit * e.mean, low=unit * e.low, high=unit * e.high, n=e.n)
-        for part, e in found.items()
-    }

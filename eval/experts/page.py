@@ -49,6 +49,7 @@ def render_page(matrix: Matrix, hints: Sequence[Hint]) -> str:
         retrained_panels=_panels(retrained_panels(matrix)),
         retrained=_retrained(matrix),
         agreement=words.agreement(matrix, matrix.skills) if matrix.retrained else "",
+        runs=words.runs(matrix) if matrix.retrained else "",
         hints_caption=words.hints_caption(matrix, hints),
         hints=[_hint(hint) for hint in hints],
         terms=words.how_to_read(matrix),
@@ -97,9 +98,13 @@ def _retrained(matrix: Matrix) -> list[dict[str, Any]]:
             continue
         cells, again = [], matrix.retrained[expert]
         for metric in words.UNITS:
-            pair = matrix.leave_one_out[metric][expert][part], again.lost[metric][part]
-            cells += ["{} ({})".format(*words.show(metric, score)) for score in pair]
-            cells.append(matrix.agreement(expert, part, metric))
+            silenced = words.show(metric, matrix.leave_one_out[metric][expert][part])
+            of_runs = again.of_runs(metric, part)
+            cells += [
+                "{} ({})".format(*silenced),
+                words.show_again(metric, again.lost[metric][part], of_runs),
+                matrix.agreement(expert, part, metric),
+            ]
         rows.append({"part": part, "expert": expert, "cells": cells})
     return rows
 

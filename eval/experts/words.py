@@ -20,9 +20,21 @@ UNITS = {LOG_PROB: "log-probability of the right answer", ACCURACY: "right answe
 def show(metric: str, score: Score) -> tuple[str, str]:
     """A difference and its interval: `+12`, `8 to 16` points, or `+0.41`, `0.30 to 0.52` nats."""
     assert score.low is not None and score.high is not None
+    low, high = _figure(metric, score.low, ""), _figure(metric, score.high, "")
+    return _figure(metric, score.value, "+"), f"{low} to {high}"
+
+
+def show_again(metric: str, score: Score, of_runs: Sequence[float]) -> str:
+    """`+12 (8 to 16)`, and what single runs gave where there are several: `; runs +7, +17`."""
+    text = "{} ({})".format(*show(metric, score))
+    if len(of_runs) > 1:
+        text += f"; runs {', '.join(_figure(metric, value, '+') for value in of_runs)}"
+    return text
+
+
+def _figure(metric: str, value: float, sign: str) -> str:
     digits, factor = (0, 100) if metric == ACCURACY else (2, 1)
-    low, high = (true_minus(f"{factor * end + 0.0:.{digits}f}") for end in (score.low, score.high))
-    return true_minus(f"{factor * score.value + 0.0:+.{digits}f}"), f"{low} to {high}"
+    return true_minus(f"{factor * value + 0.0:{sign}.{digits}f}")
 
 
 def replaced(matrix: Matrix) -> str:
@@ -115,5 +127,18 @@ def agreement(matrix: Matrix, parts: Sequence[str]) -> str:
     )
     return (
         "The loss of a skill's strongest expert has the same sign when the model is trained again "
-        f"without it {told}. It is unclear where an interval holds zero."
+        f"without it {told}. It is unclear where an interval holds zero, or runs differ in sign."
+    )
+
+
+def runs(matrix: Matrix) -> str:
+    """How many training runs the comparison rests on, and what its intervals do not hold."""
+    counts = sorted({len(again.runs) for again in matrix.retrained.values()})
+    if counts[-1] == 1:
+        return "One training run each: its own scatter is not in the intervals."
+    least = "" if counts[0] == counts[-1] else f"{counts[0]} to "
+    return (
+        f"{least}{counts[-1]} training runs each, and the mean over pairs of a model with the "
+        "expert and one without it; what each pair gave stands behind it. Intervals are over "
+        "questions."
     )

@@ -44,23 +44,31 @@ print("ended")
 @contextmanager
 def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that serves, with its port; killed when the block is left."""
-    command = [sys.executable, "-c", SERVER, *arguments]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         line = process.stdout.readline()
-        assert line.startswith("At http://127.0.0.1:"), process.communicate()
+        assert line.startswith("At http://127.0.0.1:"), line + process.stdout.read()
         yield process, int(line.rstrip(".\n").rpartition(":")[2])
     finally:
         process.kill()
         process.communicate()
 
 
+def rest(process: subprocess.Popen[str]) -> str:
+    """What it still says until it has ended, which it does well."""
+    assert process.wait(timeout=60) == 0, process.stdout.read()
+    return process.stdout.read()  # and not `communicate`, which forgets what `readline` has read on
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_loop_runs_ends_it_in_order(number):
     with serving(str(int(number))) as (process, _):
-        assert process.communicate(timeout=60) == ("made\nended\n", "")
-        assert process.returncode == 0
+        assert rest(process) == "made\nended\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -71,8 +79,7 @@ def test_a_signal_while_it_serves_ends_it_in_order(number):
         assert client.getresponse().read() == b"yes"
         client.close()
         process.send_signal(number)
-        assert process.communicate(timeout=60) == ("made\nended\n", "")
-        assert process.returncode == 0
+        assert rest(process) == "made\nended\n"
 
 
 def test_a_second_ctrl_c_does_not_wait_for_what_is_under_way():
@@ -84,8 +91,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_is_under_way():
         time.sleep(0.5)
         assert process.poll() is None, "the first one waits"
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-        assert (out, process.returncode) == ("ended\n", 0)
+        assert rest(process).endswith("ended\n")  # after uvicorn has told what it broke off
         client.close()
 
 

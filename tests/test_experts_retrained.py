@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from eagle_moe.answer import Answerer
+from eagle_moe.scores.card import Score
 from eval.experts import Matrix, measure, read_measured
 from eval.experts.__main__ import main
 from eval.experts.asking import Asking
@@ -121,16 +122,18 @@ def test_runs_of_different_signs_tell_none(finished, runs, told):
 
 def agreement(finished: Path, silenced: Any, lost: Any, runs: Any) -> str:
     """What the matrix says if these are the intervals, and these the losses of single runs."""
-    data = Matrix.load(finished).dump()
-    retrained = data["retrained"]["convnext"]
-    for score, (low, high) in (
-        (data["leave_one_out"]["log_prob"]["convnext"]["total"], silenced),
-        (retrained["lost"]["log_prob"]["total"], lost),
+    matrix = Matrix.load(finished)
+    retrained = matrix.retrained["convnext"]
+    for parts, (low, high) in (
+        (matrix.leave_one_out["log_prob"]["convnext"], silenced),
+        (retrained.lost["log_prob"], lost),
     ):
-        score |= {"value": (low + high) / 2, "low": low, "high": high}
-    (one,) = retrained["runs"]
-    retrained["runs"] = [one | {"lost": {"log_prob": {"total": value}}} for value in runs]
-    return Matrix.parse(data, "test").agreement("convnext", "total", "log_prob")
+        parts["total"] = Score(value=(low + high) / 2, low=low, high=high, n=9)
+    one = retrained.runs[0]
+    retrained.runs[:] = [
+        one.model_copy(update={"lost": {"log_prob": {"total": value}}}) for value in runs
+    ]
+    return matrix.agreement("convnext", "total", "log_prob")
 
 
 def test_what_was_measured_is_not_measured_again(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from math import isclose
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eagle_moe.schema import Schema
-from eagle_moe.scores.card import write_json
+from eagle_moe.scores.card import check_total, write_json
 from eagle_moe.scores.identity import Identity
 from eagle_moe.scores.score import TOTAL
 from eval.experts.differences import METRICS, Parts, differences, holds_zero, levels
@@ -45,6 +48,18 @@ class Retrained(Schema):
         """The loss in each run alone."""
         return [run.lost[metric][part] for run in self.runs]
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for metric, parts in self.lost.items():
+            check_total(parts)
+            for part, score in parts.items():
+                mean = fmean(self.of_runs(metric, part))
+                if not isclose(score.value, mean, abs_tol=1e-9):
+                    raise ValueError(
+                        f"lost.{metric}.{part} is {score.value:.6f}, but its runs give {mean:.6f}"
+                    )
+        return self
+
 
 class Matrix(Schema):
     """What each expert adds.
@@ -68,6 +83,14 @@ class Matrix(Schema):
     only_one: dict[str, dict[str, Parts]]
     retrained: dict[str, Retrained] = {}
     identity: Identity
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        tables = (self.scores, self.leave_one_out, self.only_one)
+        rows = chain.from_iterable(table.values() for table in tables)
+        for parts in chain.from_iterable(row.values() for row in rows):
+            check_total(parts)
+        return self
 
     @property
     def parts(self) -> list[str]:

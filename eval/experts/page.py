@@ -47,7 +47,7 @@ def render_page(matrix: Matrix, hints: Sequence[Hint]) -> str:
         replaced=words.replaced(matrix),
         panels=_panels(panels(matrix)),
         retrained_panels=_panels(retrained_panels(matrix)),
-        retrained=_retrained(matrix),
+        retrained=words.retrained_rows(matrix),
         agreement=words.agreement(matrix, matrix.skills) if matrix.retrained else "",
         runs=words.runs(matrix) if matrix.retrained else "",
         hints_caption=words.hints_caption(matrix, hints),
@@ -87,26 +87,6 @@ def _panels(drawn: Mapping[str, Panel]) -> list[dict[str, str]]:
 def _in_words(part: str, metric: str, score: Any) -> str:
     value, interval = words.show(metric, score)
     return f"{part} {value} ({interval})"
-
-
-def _retrained(matrix: Matrix) -> list[dict[str, Any]]:
-    """A row for every skill: its strongest expert, silenced and trained again without."""
-    rows = []
-    for part in matrix.parts:
-        expert = matrix.strongest(part)
-        if expert not in matrix.retrained:
-            continue
-        cells, again = [], matrix.retrained[expert]
-        for metric in words.UNITS:
-            silenced = words.show(metric, matrix.leave_one_out[metric][expert][part])
-            of_runs = again.of_runs(metric, part)
-            cells += [
-                "{} ({})".format(*silenced),
-                words.show_again(metric, again.lost[metric][part], of_runs),
-                matrix.agreement(expert, part, metric),
-            ]
-        rows.append({"part": part, "expert": expert, "cells": cells})
-    return rows
 
 
 def _hint(hint: Hint) -> dict[str, Any]:

@@ -131,6 +131,26 @@ def agreement(matrix: Matrix, parts: Sequence[str]) -> str:
     )
 
 
+def retrained_rows(matrix: Matrix) -> list[list[str]]:
+    """A row for every skill and the total: its strongest expert, and per metric what is lost with
+    it silenced, what in training again without it, and whether both have the same sign."""
+    rows = []
+    for part in matrix.parts:
+        expert = matrix.strongest(part)
+        if expert not in matrix.retrained:
+            continue
+        cells, again = [], matrix.retrained[expert]
+        for metric in UNITS:
+            silenced = show(metric, matrix.leave_one_out[metric][expert][part])
+            cells += [
+                "{} ({})".format(*silenced),
+                show_again(metric, again.lost[metric][part], again.of_runs(metric, part)),
+                matrix.agreement(expert, part, metric),
+            ]
+        rows.append([part, expert, *cells])
+    return rows
+
+
 def runs(matrix: Matrix) -> str:
     """How many training runs the comparison rests on, and what its intervals do not hold."""
     counts = sorted({len(again.runs) for again in matrix.retrained.values()})

@@ -10,7 +10,8 @@ import argparse
 from rich.console import Console
 
 from eagle_moe.scores.card import find_cards
-from eval.paper.table import find_rows, measure, render_page, score_table, to_markdown, to_rich
+from eval.page import markdown_table
+from eval.paper.table import find_rows, measure, render_page, score_table, to_rich
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(2, f"{options.out}: no card of the paper's benchmarks. Run `--tasks paper`.\n")
     table = score_table(measured, rows)
     if options.markdown:
-        print(to_markdown(*table))
+        print(markdown_table(*table))
     else:
         Console().print(to_rich(*table))
     for note in measured.notes():

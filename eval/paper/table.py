@@ -10,6 +10,7 @@ from rich.table import Table
 from eagle_moe.schema import nearest
 from eagle_moe.scores.card import Card
 from eagle_moe.scores.score import TOTAL
+from eval.page import markdown_table
 from eval.paper.benchmarks import AVERAGED, BENCHMARKS, Benchmark, eagle_average
 from eval.paper.published import Row, read_published
 
@@ -120,11 +121,6 @@ def _interval(one: Benchmark, ends: tuple[float, float] | None) -> str:
     return "" if ends is None else " to ".join(f"{end:.{_digits(one)}f}" for end in ends)
 
 
-def to_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(cell for cell in line)} |" for line in lines)
-
-
 def to_rich(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table()
     table.add_column(heading[0], no_wrap=True)
@@ -184,15 +180,15 @@ def render_page() -> str:
     """`docs/benchmarks-paper.md`."""
     rows = read_published()
     return PAGE.format(
-        tasks=to_markdown(
+        tasks=markdown_table(
             ["benchmark", "task", "metric", "best"],
             [[_marked(one), f"`{one.task}`", one.metric, f"{one.best:g}"] for one in BENCHMARKS],
         ),
-        deviations=to_markdown(
+        deviations=markdown_table(
             ["benchmark", "the paper's", "lmms-eval 0.7.3", "undone by"], _deviations()
         ),
         scores=_published_scores(find_rows([])),
-        averages=to_markdown(
+        averages=markdown_table(
             ["source", "model", "printed", "its parts give", "without VizWiz", "VizWiz left"],
             [_average_row(row) for row in rows if row.average is not None],
         ),
@@ -210,7 +206,7 @@ def _published_scores(rows: Sequence[Row]) -> str:
     cells = [
         [one.name, *(_score(one, row.scores.get(one.name)) for row in rows)] for one in BENCHMARKS
     ]
-    return to_markdown(heading, cells)
+    return markdown_table(heading, cells)
 
 
 def _average_row(row: Row) -> list[str]:

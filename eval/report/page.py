@@ -26,7 +26,7 @@ def render_page(results: DemoResults) -> str:
         title=story.TITLE,
         headline=story.headline(results),
         tiles=_tiles(results),
-        leads=story.lead_sentences(results),
+        leads=story.lead_sentences(results.lead),
         setting=story.setting(results),
         accuracy=_accuracy(results),
         models=[MODELS[name] for name in results.models],

@@ -58,7 +58,7 @@ def _sections(results: DemoResults) -> list[Section]:
         Section(0.85, partial(_draw_text, lines=[story.TITLE], top=0.3, size=22, weight="bold")),
         _text(story.headline(results), size=12, width=130),
         Section(1.45, partial(_draw_tiles, results=results)),
-        _text(*story.lead_sentences(results)),
+        _text(*story.lead_sentences(results.lead)),
         _text(story.setting(results), colour=FAINT),
         _heading("Accuracy per skill, with 95 % intervals"),
         _panels([partial(_draw_accuracy, results=results, skill=skill) for skill in _all(results)]),

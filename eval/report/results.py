@@ -31,6 +31,10 @@ COMPARED = ("clip_only", "clip_best", "blind")
 """What the mixture's lead is reported over."""
 
 
+Parts = dict[str, Estimate]
+"""`{"total": ..., skill: ...}`."""
+
+
 class CurvePoint(Schema):
     """A line of a `curve.jsonl`: exact match on `n` questions of a skill after `step` steps."""
 
@@ -78,8 +82,8 @@ class DemoResults(Schema):
     - `notes`: sentences to add to the caveats.
     """
 
-    accuracy: dict[str, dict[str, Estimate]]
-    lead: dict[str, dict[str, Estimate]]
+    accuracy: dict[str, Parts]
+    lead: dict[str, Parts]
     curves: dict[str, list[CurvePoint]]
     seconds: dict[str, FiniteFloat]
     wall_seconds: FiniteFloat | None = None
@@ -143,14 +147,11 @@ def gather(
     Raises `FileNotFoundError` or `ValueError`, naming the file, for what is missing, was counted
     wrongly, or was not measured on the same questions.
     """
-    cards = {name: Card.load(Path(folder) / SKILLS) for name, folder in scores.items()}
-    _check_same_task(cards, scores)
-    answers = {name: read_answers(Path(folder) / SKILLS) for name, folder in scores.items()}
-    accuracy = {name: card.accuracy for name, card in cards.items()}
-    accuracy["chance"] = _chance(answers["mixture"], data)
+    cards, answers = read_scores(scores)
+    chance = _chance(answers["mixture"], data)
     fields = {
-        "accuracy": accuracy,
-        "lead": {name: _lead(answers, name) for name in COMPARED if name in answers},
+        "accuracy": {name: card.accuracy for name, card in cards.items()} | {"chance": chance},
+        "lead": leads(answers),
         "curves": {name: read_curve(path) for name, path in curves.items()},
         "seconds": dict(seconds),
         "wall_seconds": wall_seconds,
@@ -162,6 +163,20 @@ def gather(
         "notes": list(notes),
     }
     return DemoResults.parse(fields, "demo results")
+
+
+def read_scores(
+    scores: Mapping[str, str | Path],
+) -> tuple[dict[str, Card], dict[str, list[Answer]]]:
+    """Cards and answers of every model, recounted, of the same questions. Raises as `gather`."""
+    cards = {name: Card.load(Path(folder) / SKILLS) for name, folder in scores.items()}
+    _check_same_task(cards, scores)
+    return cards, {name: read_answers(Path(folder) / SKILLS) for name, folder in scores.items()}
+
+
+def leads(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Parts]:
+    """Reference -> accuracy of the mixture minus that of the reference, question by question."""
+    return {name: _lead(answers, name) for name in COMPARED if name in answers}
 
 
 def read_curve(path: str | Path) -> list[CurvePoint]:
@@ -238,7 +253,7 @@ def _check_same_task(cards: Mapping[str, Card], scores: Mapping[str, str | Path]
             )
 
 
-def _chance(asked: Sequence[Answer], data: str | Path) -> dict[str, Estimate]:
+def _chance(asked: Sequence[Answer], data: str | Path) -> Parts:
     known = training_answers(data)
     values = [chance_of(one.target, one.fields["kind"], known) for one in asked]
     return accuracy_by_skill([one.part for one in asked], values)
@@ -248,7 +263,7 @@ def _right(answer: Answer) -> bool:
     return answer.scores[ACCURACY] == 1
 
 
-def _lead(answers: Mapping[str, Sequence[Answer]], reference: str) -> dict[str, Estimate]:
+def _lead(answers: Mapping[str, Sequence[Answer]], reference: str) -> Parts:
     right = {
         name: {one.id: _right(one) for one in answers[name]} for name in ("mixture", reference)
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from eagle_moe.scores.score import TOTAL, Estimate
 from eval.page import show_seconds
-from eval.report.results import MODELS, DemoResults
+from eval.report.results import MODELS, DemoResults, Parts
 
 TITLE = "What a mixture of vision experts sees"
 
@@ -31,11 +33,24 @@ def headline(results: DemoResults) -> str:
     )
 
 
-def lead_sentences(results: DemoResults) -> list[str]:
+def accuracy_table(accuracy: Mapping[str, Parts]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows, the total first: right answers in % with their intervals."""
+    models = [name for name in MODELS if name in accuracy]
+    rows = [
+        [part, *(_cell(accuracy[name][part]) for name in models)] for part in accuracy[models[0]]
+    ]
+    return ["", *(MODELS[name] for name in models)], rows
+
+
+def _cell(score: Estimate) -> str:
+    return f"{100 * score.mean:.0f} ({100 * score.low:.0f}-{100 * score.high:.0f})"
+
+
+def lead_sentences(leads: Mapping[str, Parts]) -> list[str]:
     """The mixture's lead over each reference, in total and where it is least."""
     sentences = []
-    for name, lead in results.lead.items():
-        least = min(results.skills, key=lambda skill: lead[skill].mean)
+    for name, lead in leads.items():
+        least = min((part for part in lead if part != TOTAL), key=lambda part: lead[part].mean)
         sentences.append(
             f"Lead over {_lower(MODELS[name])}: {points(lead[TOTAL])} points; the least on "
             f"{least}, {points(lead[least])}."

@@ -14,7 +14,7 @@ from eagle_moe.scores.score import TOTAL
 from eval.report import story
 from eval.report.page import render_page
 from eval.report.poster import draw_poster
-from eval.report.results import MODELS, DemoResults, summarise
+from eval.report.results import DemoResults, summarise
 
 PAGE, POSTER, SUMMARY = "report.html", "report.png", "summary.json"
 
@@ -37,14 +37,11 @@ def print_summary(results: DemoResults, console: Console | None = None) -> None:
     console = console or Console()
     table = Table(title="right, in % (95 % interval)", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in results.models:
-        table.add_column(MODELS[name], justify="right")
-    for skill in (TOTAL, *results.skills):
-        cells = []
-        for name in results.models:
-            score = results.accuracy[name][skill]
-            cells.append(f"{100 * score.mean:.0f} ({100 * score.low:.0f}-{100 * score.high:.0f})")
-        table.add_row(skill, *cells, style="bold" if skill == TOTAL else "")
+    heading, rows = story.accuracy_table(results.accuracy)
+    for name in heading[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] == TOTAL else "")
     console.print(table)
-    for sentence in story.lead_sentences(results):
+    for sentence in story.lead_sentences(results.lead):
         console.print(sentence)

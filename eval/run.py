@@ -122,7 +122,7 @@ def check_data(tasks: Sequence[str], data: str | None, limit: int | None) -> Non
     """
     if SKILLS in tasks:
         if data is None:
-            raise ValueError("data: say where the suite is (python -m eval.skills.suite makes it).")
+            raise ValueError("data: say where the suite is (python -m eval.skills makes it).")
         read_items(data, limit)
     elif data is not None and not Path(data).is_dir():
         raise FileNotFoundError(f"{data}: no such folder. Give that of the data sets.")

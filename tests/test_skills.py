@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from eval.skills import SKILLS, content, make_scene, write_suite
+from eval.skills.__main__ import main
 from eval.skills.draw import Painter, shape
 from eval.skills.scene import BLANK, COLOURS, GRID, SYMBOLS
 from eval.skills.style import FILLS, GROUNDS, PLAIN, choose_style, fill, shade
@@ -187,3 +188,19 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
     assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
+
+
+def test_the_command_writes_the_suite_and_refuses_none(tmp_path, capsys):
+    main(["--out", str(tmp_path / "suite"), "--train", "2", "--test", "1"])
+    write_suite(tmp_path / "same", train=2, test=1)
+    for name in ("train.jsonl", "captions.jsonl", "test.jsonl", "suite.json"):
+        assert (tmp_path / "suite" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path / "none"), "--test", "0"])
+    assert stopped.value.code == 2
+    assert "--test 0: must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path / "file" / "suite")])
+    assert stopped.value.code == 2

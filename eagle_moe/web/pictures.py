@@ -32,7 +32,7 @@ def read_examples(suite: Path) -> list[Example]:
     if not path.is_file():
         raise ValueError(
             f"{suite}: no test.jsonl in it, so there are no example questions. Give a suite's "
-            "folder, as `python -m eval.skills.suite --out DIR` makes one."
+            "folder, as `python -m eval.skills --out DIR` makes one."
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     found = [_example(line, path, number) for number, line in enumerate(lines, start=1)]

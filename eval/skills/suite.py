@@ -1,4 +1,4 @@
-"""Write the suite to disk: `python -m eval.skills.suite --out DIR`.
+"""Write the suite to disk: `python -m eval.skills --out DIR`.
 
     DIR/train.jsonl     conversations: several questions about one image
     DIR/captions.jsonl  the same images, each with its transcript as the caption
@@ -12,7 +12,6 @@ of them can be made again, alone, anywhere.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -134,29 +133,3 @@ def write_suite(
     made = {"version": VERSION, "seed": seed, "train": train, "test": test, "skills": [*SKILLS]}
     (out / "suite.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     return out
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the built-in suite to disk.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=2000, help="training images per skill")
-    parser.add_argument("--test", type=int, default=250, help="test images per skill")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    from rich.progress import Progress
-
-    with Progress() as bar:
-        task = bar.add_task("images", total=None)
-        write_suite(
-            args.out,
-            args.train,
-            args.test,
-            args.seed,
-            args.workers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-
-if __name__ == "__main__":
-    main()

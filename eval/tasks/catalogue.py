@@ -130,7 +130,7 @@ def load_task(name: str, data: Path | None, limit: int | None = None) -> Any:
     ImageFile.LOAD_TRUNCATED_IMAGES = name != SKILLS
     if name == SKILLS:
         if data is None:
-            raise ValueError("data: say where the suite is (python -m eval.skills.suite makes it).")
+            raise ValueError("data: say where the suite is (python -m eval.skills makes it).")
         config |= {"dataset_path": str(data), "dataset_kwargs": {"limit": limit}}
         return kind(config=config)
     _check_data(name, str(config.get("dataset_path")), data)

@@ -92,7 +92,10 @@ def test_several_seeds_are_compared_run_by_run(
     assert lost.n == len(together), "a question is one question, however many runs answered it"
     places = [(Path(one.model), Path(one.beside)) for one in retrained.runs]
     assert places == [(clip_alone[0], tiny_folder), (clip_alone[1], again)]
-    assert "2 training runs each" in (out / "experts.html").read_text(encoding="utf-8")
+    page = (out / "experts.html").read_text(encoding="utf-8")
+    assert "2 training runs each" in page
+    assert "convnext" in map(matrix.strongest, matrix.parts)
+    assert ")\nruns " in page, "what single runs gave has a line of its own"
     first = Matrix.load(finished).retrained["convnext"].lost["log_prob"]["total"].value
     assert retrained.of_runs("log_prob", "total")[0] == pytest.approx(first)
 

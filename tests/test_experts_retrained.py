@@ -79,7 +79,16 @@ def test_several_seeds_are_compared_run_by_run(
     tiny_folder, suite, clip_alone, again, finished, tmp_path
 ):
     out = tmp_path / "out"
-    matrix = run(tiny_folder, suite, out, retrained={"convnext": clip_alone}, again=[again])
+    told: set[str] = set()
+    matrix = run(
+        tiny_folder,
+        suite,
+        out,
+        retrained={"convnext": clip_alone},
+        again=[again],
+        progress=lambda done, total, note: told.add(note),
+    )
+    assert {f"questions, {folder}" for folder in (*clip_alone, again)} < told
     retrained = matrix.retrained["convnext"]
     whole = [log_probs(folder, suite, tmp_path) for folder in (tiny_folder, again)]
     alone = [log_probs(folder, suite, tmp_path) for folder in clip_alone]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -51,9 +51,14 @@ class Asking:
         return Answerer.load(folder, "keep", SHOWN_TOKENS, self.device, self.dtype)
 
     def ask(self, folder: str | Path) -> list[Measured]:
-        """Load a checkpoint and measure it with all of its experts."""
-        answerer = self.load(folder)
-        return self.measure(answerer, self.identity(folder, answerer), {ALL: ()}, {})
+        """Load a checkpoint and measure it with all of its experts; progress names it."""
+
+        def named(done: int, total: int, note: str) -> None:
+            if self.progress is not None:
+                self.progress(done, total, f"{note}, {folder}")
+
+        answerer, asking = self.load(folder), replace(self, progress=named)
+        return asking.measure(answerer, self.identity(folder, answerer), {ALL: ()}, {})
 
     def identity(
         self, folder: str | Path, answerer: Answerer, reference: Sequence[Path] = ()

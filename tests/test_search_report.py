@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,108 +12,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.mini_search import mini_choice, mini_facts
 from tests.paper_search import BASE, FIG_4, POOL, paper_choice
-from train.search.report import Clock, Reuse, SearchFacts, write_report
-from train.search.report.__main__ import main
+from train.search.report import SearchFacts, write_report
 from train.search.report.content import build_document
 from train.search.report.figures import PATH
 from train.search.report.markdown import to_markdown
 from train.search.report.mixtures import Scale, pareto_front, scored_mixtures, short_title
 from train.search.report.page import to_html
-from train.search.report.summary import read_summary
-from train.search.rounds import Candidate, Choice, Interval, Proxy, Round
+from train.search.rounds import Candidate, Choice, Interval, Round
 from train.search.trial import Cost
-
-EXPERTS = ("clip", "convnext", "sam", "eva02", "pix2struct")
-TASKS = ("text", "chart", "shapes", "handwriting")
-SCALE = {"clip": 1.0, "convnext": 1.2, "sam": 0.8, "eva02": 0.9, "pix2struct": 1.1}
-
-
-def candidate(names: str, added: str | None, mean: float, gain: float | None, **more: Any) -> Any:
-    """A mixture of the mini search: gains are known to two points, scores to four."""
-    members = tuple(names.split())
-    size = sum(SCALE[name] for name in members)
-    fields: dict[str, Any] = {
-        "score": Interval(mean, mean - 0.04, mean + 0.04),
-        "gain": None if gain is None else Interval(gain, gain - 0.02, gain + 0.02),
-        "verdict": None,
-        "seeds": (0, 1),
-        "tasks": {task: round(mean + (i - 1.5) / 10, 4) for i, task in enumerate(TASKS)},
-        "cost": Cost(1e5 + 3.5e5 * size, 5e7 * size, 120 / size),
-    }
-    if gain is not None:
-        fields["verdict"] = (
-            "better" if gain > 0.02 else "worse" if gain < -0.02 else ("not distinguishable")
-        )
-    return Candidate(members, added, **fields | more)
-
-
-def broken(names: str, added: str, verdict: Any, **more: Any) -> Candidate:
-    return Candidate(tuple(names.split()), added, None, None, verdict, **more)
 
 
 @pytest.fixture(scope="module")
 def choice() -> Choice:
-    start = candidate("clip", None, 0.24, None)
-    winner = candidate("clip convnext", "convnext", 0.31, 0.07)
-    first = Round(
-        1,
-        start,
-        (
-            winner,
-            candidate("clip sam", "sam", 0.25, 0.01),
-            candidate("clip eva02", "eva02", 0.20, -0.04),
-            broken("clip pix2struct", "pix2struct", "dropped", proxy=0.11),
-        ),
-        winner.members,
-        'noise-aware: +convnext is better by 7.0 <points> than "clip".',
-        hinges_on=("text",),
-        proxies=(Proxy(0.25, 4, 3, 0.67),),
-    )
-    error = "ValueError: expert `sam`: <script>alert(1)</script>\nlog: stages/9f/log.txt"
-    second = Round(
-        2,
-        replace(winner, gain=None, verdict=None),
-        (
-            broken("clip convnext sam", "sam", "failed", error=error),
-            candidate("clip convnext eva02", "eva02", 0.315, 0.005, seeds=(0, 1, 2)),
-            candidate("clip convnext pix2struct", "pix2struct", 0.30, -0.01),
-        ),
-        None,
-        "noise-aware: nothing is better than what there is.",
-    )
-    return Choice(winner.members, (first, second), "greedy", "noise_aware")
+    return mini_choice()
 
 
 @pytest.fixture(scope="module")
 def facts() -> SearchFacts:
-    rows = [
-        {"key": "b" * 64, "members": ["clip", "sam"], "status": "failed", "score": None, "seed": 1},
-        {"key": "a" * 64, "members": ["clip"], "status": "done", "score": 0.24, "seed": 0},
-        {"key": "b" * 64, "members": ["clip", "sam"], "status": "done", "score": 0.25, "seed": 1},
-        {
-            "key": "c" * 64,
-            "members": ["clip", "eva02"],
-            "status": "failed",
-            "score": None,
-            "seed": 0,
-            "error": "killed | by *hand*",
-            "log": "OUT/log.txt",
-        },
-    ]
-    return SearchFacts(
-        "Search on the built-in suite",
-        EXPERTS,
-        ("clip",),
-        ledger=tuple({"steps": 200, "budget": 1.0, "seconds": 9.5} | row for row in rows),
-        reuse=Reuse(2_400, 6_000, 5, 17, stages=18, stages_without_reuse=22),
-        clock=Clock(1_830.0, 3_000.0, 7_500.0, "2026-11-21 09:00", "2026-11-21 09:31"),
-        settings={"recipe": "configs/recipes/mini.yaml", "rule": {"name": "noise_aware"}},
-        fingerprints={"recipe": "sha256:12", "data": "sha256:34", "code": "0.1.0+abc"},
-        versions={"python": "3.11", "torch": "2.15"},
-        machine="Some CPU, 2 cores",
-        notes=("align: feature cache refused, as it does not pay.",),
-    )
+    return mini_facts()
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +41,6 @@ def out(choice: Choice, facts: SearchFacts, tmp_path_factory: pytest.TempPathFac
     paths = write_report(choice, facts, folder)
     assert sorted(folder.iterdir()) == sorted(paths)
     return folder
-
-
-def markdown_of(choice: Choice, facts: SearchFacts) -> str:
-    return to_markdown(build_document(choice, facts))
 
 
 def text_of(page: Path) -> str:
@@ -232,84 +144,6 @@ def test_the_page_fits_a_phone(out: Path) -> None:
     assert wide.count('<div class="scroll wide">') == 1  # of many rounds
 
 
-def test_equal_searches_differ_by_the_clock_alone(
-    choice: Choice, facts: SearchFacts, out: Path, tmp_path: Path
-) -> None:
-    rows = tuple(dict(row) | {"seconds": 1.0} for row in reversed(facts.ledger[1:]))
-    clock, notes = Clock(9.0, 8.0, 7.0, "x", "y"), ("It took 3 s.",)
-    slow = replace(facts, ledger=rows, clock=clock, notes=notes)
-    write_report(slower(choice), slow, tmp_path)
-    for name in ("rounds.png", "parameters.png", "flops.png"):
-        assert (out / name).read_bytes() == (tmp_path / name).read_bytes(), name
-    ours, theirs = [
-        (each / "report.md").read_text().split("## By the clock") for each in (out, tmp_path)
-    ]
-    assert ours[0] == theirs[0]
-    assert ours[1] != theirs[1]
-    kept, other = [json.loads((each / "summary.json").read_text()) for each in (out, tmp_path)]
-    assert kept.pop("clock") != other.pop("clock")
-    assert kept == other
-    more = {"key": "d" * 64, "members": ["clip"], "status": "done", "score": 0.2, "seed": 5}
-    wrong = markdown_of(choice, replace(slow, ledger=(*rows, more)))  # another trial tells
-    assert wrong.split("## By the clock")[0] != ours[0]
-
-
-def slower(choice: Choice) -> Choice:
-    """The same decisions on another machine."""
-
-    def on_it(each: Candidate) -> Candidate:
-        return replace(each, cost=replace(each.cost, images_per_second=1.5))
-
-    rounds = []
-    for each in choice.rounds:
-        assert each.incumbent is not None
-        changed = replace(each, incumbent=on_it(each.incumbent))
-        rounds.append(replace(changed, candidates=tuple(map(on_it, each.candidates))))
-    return replace(choice, rounds=tuple(rounds))
-
-
-def test_a_report_is_written_again_from_its_files(
-    choice: Choice,
-    facts: SearchFacts,
-    out: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    shutil.copy(out / "summary.json", tmp_path)
-    lines = [json.dumps(row) for row in facts.ledger]
-    (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + '\n{"key": "torn')
-    assert read_summary(tmp_path) == (choice, facts)
-    assert main([str(tmp_path)]) == 0
-    for path in out.iterdir():
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
-    assert "report.html" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("spoil", "complaint"),
-    [
-        (lambda text: text[:-40], "not what a search writes"),
-        (lambda text: text.replace('"rounds"', '"runds"'), r"KeyError\('rounds'\)"),
-        (lambda text: text.replace('"mean": 0.31,', '"mean": "high",'), "mean"),
-    ],
-)
-def test_a_damaged_summary_is_named(
-    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, complaint: str
-) -> None:
-    path = tmp_path / "summary.json"
-    path.write_text(spoil((out / "summary.json").read_text()))
-    assert main([str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert str(path) in said and re.search(complaint, said)
-
-
-def test_no_summary_is_an_error_that_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(tmp_path)]) == 2
-    assert "no such file. Give the folder that a search wrote into" in capsys.readouterr().err
-
-
 def test_a_report_so_far_says_so(choice: Choice, facts: SearchFacts, tmp_path: Path) -> None:
     so_far = replace(choice, rounds=choice.rounds[:1])
     write_report(so_far, replace(facts, finished=False), tmp_path)
@@ -348,7 +182,7 @@ def test_looking_back_is_no_round_of_its_own(choice: Choice, facts: SearchFacts)
     assert start is not None and now is not None
     back = Round(3, now, (start,), start.members, "Looking back, clip is as good.")
     looked = replace(choice, rounds=(*choice.rounds, back), chosen=start.members)
-    markdown = markdown_of(looked, facts)
+    markdown = to_markdown(build_document(looked, facts))
     assert "### Looking back keeps clip" in markdown and "Round 3" not in markdown
     assert "- **2** rounds" in markdown
     assert "ended at" in markdown.split("### Looking back")[1]

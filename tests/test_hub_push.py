@@ -15,7 +15,8 @@ from huggingface_hub import HfApi
 from eagle_moe.build import load_model
 from eagle_moe.checkpoint import PartRecord, write_provenance
 from eagle_moe.hub.push import changed_files, download_release, local_files, push_release
-from tests.loopback_hub import LARGE, OWNER, READER, LoopbackHub
+from tests.loopback_answers import LARGE
+from tests.loopback_hub import OWNER, READER, LoopbackHub
 
 REPO = "me/model"
 

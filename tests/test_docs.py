@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -44,8 +45,6 @@ def test_the_pages_say_what_the_cards_give(docs):
 
 def test_the_numbers_of_a_page_are_those_of_the_items(docs):
     """By hand, from the items alone."""
-    import gzip
-
     lines = gzip.decompress((docs / SCORES / CARD).with_name("items.jsonl.gz").read_bytes())
     items = [json.loads(line) for line in lines.splitlines()]
     right = [one["prediction"].strip().lower() == one["target"].lower() for one in items]

@@ -12,6 +12,7 @@ import pytest
 
 from eagle_moe.answer import Answerer
 from eagle_moe.scores.card import Score
+from eagle_moe.scores.identity import hash_weights
 from eval.experts import Matrix, measure, read_measured
 from eval.experts.__main__ import main
 from eval.experts.asking import Asking
@@ -101,6 +102,8 @@ def test_several_seeds_are_compared_run_by_run(
     assert lost.n == len(together), "a question is one question, however many runs answered it"
     places = [(Path(one.model), Path(one.beside)) for one in retrained.runs]
     assert places == [(clip_alone[0], tiny_folder), (clip_alone[1], again)]
+    hashes = [(one.weights_sha256, one.beside_sha256) for one in retrained.runs]
+    assert hashes == [tuple(map(hash_weights, pair)) for pair in places]
     page = (out / "experts.html").read_text(encoding="utf-8")
     assert "2 training runs each" in page
     assert "convnext" in map(matrix.strongest, matrix.parts)

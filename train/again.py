@@ -19,12 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from eagle_moe.schema import nearest
-from train.jobs import DirectoryBusy
-from train.moved import TrainingFault
 from train.recipe import Recipe, load_recipe, parse_recipe
-from train.run import run_recipe
+from train.run import exit_status, run_recipe
 from train.search.mixtures import recipe_of
-from train.signals import STOP_CODE, Interrupted, is_first_process
 
 
 def recipe_again(recipe: Recipe, without: str | None = None, seed: int | None = None) -> Recipe:
@@ -83,17 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of all that is trained anew; default: the same")
     parser.add_argument("--redo", action="store_true", help="replace results of other settings")
     told = parser.parse_intermixed_args(arguments)
-    try:
+
+    def train() -> int:
         recipe = recipe_again(load_recipe(told.recipe, told.overrides), told.without, told.seed)
         print(f"trained again: {run_recipe(recipe, redo=told.redo)}")
         return 0
-    except Interrupted as stopped:
-        if is_first_process():
-            print(stopped.message, file=sys.stderr)
-        return STOP_CODE
-    except (ValueError, OSError, DirectoryBusy, TrainingFault) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return exit_status(train)
 
 
 if __name__ == "__main__":

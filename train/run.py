@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -207,8 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--shrink", action="store_true", help="the same with toy sizes and data, on a CPU"
     )
     told = parser.parse_intermixed_args(arguments)
+    return exit_status(lambda: _main(told))
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """That of `work`; of a person's mistake 2, told in one line, and of a stop `STOP_CODE`."""
     try:
-        return _main(told)
+        return work()
     except Interrupted as stopped:
         if is_first_process():
             print(stopped.message, file=sys.stderr)

@@ -26,6 +26,15 @@ SHOWN_TOKENS = 64
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A checkpoint, and what it gave with all of its experts."""
+
+    folder: str
+    weights_sha256: str
+    measured: Sequence[Measured]
+
+
+@dataclass(frozen=True)
 class Asking:
     """Questions, how they are asked, and the folder that keeps what was measured."""
 
@@ -50,7 +59,7 @@ class Asking:
     def load(self, folder: str | Path) -> Answerer:
         return Answerer.load(folder, "keep", SHOWN_TOKENS, self.device, self.dtype)
 
-    def ask(self, folder: str | Path) -> list[Measured]:
+    def ask(self, folder: str | Path) -> Asked:
         """Load a checkpoint and measure it with all of its experts; progress names it."""
 
         def named(done: int, total: int, note: str) -> None:
@@ -58,7 +67,9 @@ class Asking:
                 self.progress(done, total, f"{note}, {folder}")
 
         answerer, asking = self.load(folder), replace(self, progress=named)
-        return asking.measure(answerer, self.identity(folder, answerer), {ALL: ()}, {})
+        identity = self.identity(folder, answerer)
+        measured = asking.measure(answerer, identity, {ALL: ()}, {})
+        return Asked(str(folder), identity.weights_sha256, measured)
 
     def identity(
         self, folder: str | Path, answerer: Answerer, reference: Sequence[Path] = ()

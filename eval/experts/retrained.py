@@ -8,10 +8,9 @@ from pathlib import Path
 
 from eagle_moe.schema import nearest
 from eagle_moe.scores.identity import hash_weights
-from eval.experts.asking import Asking, expert_names
+from eval.experts.asking import Asked, Asking, expert_names
 from eval.experts.differences import compare
 from eval.experts.matrix import Retrained, Run
-from eval.experts.measure import Measured
 
 
 @dataclass(frozen=True)
@@ -53,32 +52,27 @@ class Others:
         for folders in ([model, *self.again], *self.without.values()):
             _check_different(folders)
 
-    def measure(
-        self, asking: Asking, model: str | Path, measured: Sequence[Measured]
-    ) -> dict[str, Retrained]:
-        """Ask them all, one after another. `measured`: what the model itself gave."""
-        firsts = [(model, measured), *((folder, asking.ask(folder)) for folder in self.again)]
+    def measure(self, asking: Asking, model: Asked) -> dict[str, Retrained]:
+        """Ask them all, one after another; `model` is what the model itself gave."""
+        firsts = [model, *map(asking.ask, self.again)]
         made = {}
         for name, folders in self.without.items():
-            seconds = [(folder, asking.ask(folder)) for folder in folders]
+            seconds = map(asking.ask, folders)
             pairs = list(zip(firsts, seconds, strict=False))  # not every expert has every seed
             made[name] = Retrained(
                 runs=[_run(first, second) for first, second in pairs],
-                lost=compare([(first[1], second[1]) for first, second in pairs]),
+                lost=compare([(first.measured, second.measured) for first, second in pairs]),
             )
         return made
 
 
-Asked = tuple[str | Path, Sequence[Measured]]
-
-
 def _run(first: Asked, second: Asked) -> Run:
-    lost = compare([(first[1], second[1])])
+    lost = compare([(first.measured, second.measured)])
     return Run(
-        model=str(second[0]),
-        weights_sha256=hash_weights(second[0]),
-        beside=str(first[0]),
-        beside_sha256=hash_weights(first[0]),
+        model=second.folder,
+        weights_sha256=second.weights_sha256,
+        beside=first.folder,
+        beside_sha256=first.weights_sha256,
         lost={m: {part: one.value for part, one in parts.items()} for m, parts in lost.items()},
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eagle_moe.explain import reference_means
-from eval.experts.asking import Asking, expert_names, reference_images
+from eval.experts.asking import Asked, Asking, expert_names, reference_images
 from eval.experts.hints import find_hints
 from eval.experts.matrix import Matrix, make_matrix
 from eval.experts.measure import variants, write_measured
@@ -68,7 +68,7 @@ def explain_experts(
     shown = read_items(data, min(images, len(measured))) if images else []
     hints = find_hints(answerer, shown, {one.id: one for one in measured}, means, progress)
     del answerer, means  # there may not be room for two models
-    beside = others.measure(asking, model, measured)
+    beside = others.measure(asking, Asked(str(model), identity.weights_sha256, measured))
     matrix = make_matrix(measured, experts, str(model), len(paths), identity, beside)
     write_measured(asking.out, measured)
     matrix.save(asking.out)
